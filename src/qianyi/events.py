@@ -1,0 +1,51 @@
+"""What a run reports: the vocabulary shared by the training loop (which emits) and the monitor (which records).
+
+`RUN/events.jsonl` holds one `StepEvent` per line and step, `RUN/evals.jsonl` one `EvalEvent` per validation. Other tools
+read these files: their names are a contract.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent:
+    """One finished optimizer step."""
+
+    step: int
+    """Optimizer steps completed, counting this one (the first is 1)."""
+    tokens: int
+    """Training tokens consumed since the run began."""
+    loss: float
+    """Mean cross-entropy per token in nats, before this step's update."""
+    z_loss: float
+    """The auxiliary z-loss term that was added to it."""
+    grad_norm: float
+    """Global L2 norm of the gradient before clipping."""
+    learning_rate: float
+    step_seconds: float
+    """Wall time since the previous step finished; the first step of a process includes compilation."""
+    tokens_per_second: float
+    mfu: float | None
+    """Model FLOP/s utilization: model FLOPs (6 per parameter and token in matmuls + causal attention at half) over the devices' peak; None
+    where the peak is not known."""
+    memory_bytes: int | None
+    """Largest bytes in use on a device of this process; on CPU the resident set of the process."""
+    time: float
+    """Unix time at which the step was seen to be finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalEvent:
+    """One validation."""
+
+    step: int
+    loss: float
+    """Mean cross-entropy per token in nats."""
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    """Tokens scored."""
+    bytes: int
+    """UTF-8 bytes of the text that they encode."""
+    seconds: float
+    time: float
