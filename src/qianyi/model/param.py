@@ -1,0 +1,98 @@
+"""A parameter is declared once: shape, dims, initializer, kind. Everything else about it is derived here.
+
+A model is a nested dict of `Param`; its arrays, gradients, shardings and masks are nested dicts with the same keys.
+"""
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qianyi.parallel.rules import Rules
+
+Tree = dict[str, Any]
+"""Nested dict of Param, Array, PartitionSpec ..."""
+
+
+@dataclass(frozen=True)
+class Param:
+    """The declaration of one parameter; it is stored in float32."""
+
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    """The logical dim of each entry of `shape`: keys of `qianyi.parallel.rules`."""
+    std: float = 0.0
+    """Initialized from a normal distribution with this standard deviation around `mean`."""
+    mean: float = 0.0
+    kind: Literal["matrix", "vector"] = "matrix"
+    """A matrix is cast to the compute type for matmuls and decays; a vector (bias, norm scale) does neither."""
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def is_param(x: object) -> bool:
+    return isinstance(x, Param)
+
+
+def map_params(f: Callable[..., Any], params: Tree, *rest: Tree) -> Tree:
+    """Apply `f` to every declaration (and the entries of `rest` under the same keys)."""
+    return jax.tree.map(f, params, *rest, is_leaf=is_param)
+
+
+def stack(params: Tree, n: int) -> Tree:
+    """The declarations of n equal layers, stacked along a new leading dim."""
+    return map_params(lambda p: replace(p, shape=(n, *p.shape), dims=("layers", *p.dims)), params)
+
+
+def count(params: Tree) -> int:
+    """Number of scalars."""
+    return sum(p.size for p in jax.tree.leaves(params, is_leaf=is_param))
+
+
+def specs(params: Tree, rules: Rules) -> Tree:
+    """How each parameter lies on the mesh."""
+    return map_params(lambda p: rules.spec(p.dims), params)
+
+
+def layer_spec(spec: P) -> P:
+    """The spec of one layer of a stacked parameter."""
+    return P(*spec[1:])
+
+
+def shardings(params: Tree, rules: Rules, mesh: Mesh) -> Tree:
+    return map_params(lambda p: NamedSharding(mesh, rules.spec(p.dims)), params)
+
+
+def abstract(params: Tree, rules: Rules, mesh: Mesh) -> Tree:
+    """Shapes, types and shardings without arrays: for compilation and for restoring."""
+    return map_params(
+        lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=NamedSharding(mesh, rules.spec(p.dims))), params
+    )
+
+
+def init(params: Tree, key: Array) -> Tree:
+    """Draw every parameter; each has a key of its own, derived from its path, so the values do not depend on the order or
+    (JAX's generator being partitionable) on the mesh."""
+
+    def draw(path: tuple[Any, ...], p: Param) -> Array:
+        if p.std == 0:
+            return jnp.full(p.shape, p.mean, jnp.float32)
+        name = "/".join(str(k.key) for k in path)
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return p.mean + p.std * jax.random.normal(own, p.shape, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, params, is_leaf=is_param)
+
+
+def decay_mask(params: Tree) -> Tree:
+    """True where weight decay applies."""
+    return map_params(lambda p: p.kind == "matrix", params)
