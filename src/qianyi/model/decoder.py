@@ -18,7 +18,7 @@ from qianyi.model.block import Attend, block, block_params, norm, norm_params
 from qianyi.model.param import Param, Tree, stack
 from qianyi.ops.attention import causal_attention
 from qianyi.ops.loss import LossSums, vocabulary_loss
-from qianyi.parallel.collectives import gather_sequence, scatter_sequence, vary
+from qianyi.parallel.collectives import gather_sequence, index_on, scatter_sequence, vary
 
 Gather = Callable[[str, Tree], Tree]
 """(part of the model, its weights) -> whole weights in the type of computation."""
@@ -56,12 +56,12 @@ def embed(w: Tree, tokens: Array, positions: Array, m: ModelConfig) -> Array:
     """Tokens [B, T] -> [B, t, D]. Each device looks up the rows it has; the sum over `model` completes them."""
     table = w["tokens"]
     rows = table.shape[0]
-    local = vary(tokens) - lax.axis_index("model") * rows
+    local = vary(tokens) - index_on("model") * rows
     mine = (local >= 0) & (local < rows)
     x = jnp.where(mine[..., None], table[jnp.where(mine, local, 0)], 0)
     if m.position == "learned":
         # Added by one device of `model` alone, since the shards are summed.
-        x = x + jnp.where(lax.axis_index("model") == 0, w["positions"][positions], 0)
+        x = x + jnp.where(index_on("model") == 0, w["positions"][positions], 0)
     return scatter_sequence(x)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from qianyi.parallel.collectives import max_over, sum_over, vary
+from qianyi.parallel.collectives import index_on, max_over, sum_over, vary
 
 
 class LossSums(NamedTuple):
@@ -99,7 +99,7 @@ def _chunk_terms(x: Array, targets: Array, table: Array) -> tuple[Array, Array, 
 
 def _is_target(targets: Array, rows: int) -> Array:
     """[C, V] bool: is this device's row the target."""
-    return (targets - lax.axis_index("model") * rows)[:, None] == jnp.arange(rows)[None, :]
+    return (targets - index_on("model") * rows)[:, None] == jnp.arange(rows)[None, :]
 
 
 def _chunks(chunk: int, x: Array, targets: Array) -> tuple[Array, Array]:

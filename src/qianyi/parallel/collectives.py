@@ -5,6 +5,7 @@ JAX tracks over which axes a value varies and refuses a program that forgets a r
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,11 @@ def reduce_scatter(x: Array, axis: str, dim: int) -> Array:
     return lax.psum_scatter(vary(x, (axis,)), axis, scatter_dimension=dim, tiled=True) if lax.axis_size(axis) > 1 else x
 
 
+def index_on(axis: str) -> Array | int:
+    """This device's position along `axis`."""
+    return lax.axis_index(axis) if lax.axis_size(axis) > 1 else 0
+
+
 def gather_sequence(x: Array) -> Array:
     """[B, T / model, D] -> [B, T, D]: enter a tensor-parallel region (Korthikanti et al. 2022, section 4.2.2)."""
     return all_gather(x, "model", 1)
@@ -56,7 +62,7 @@ def scatter_sequence(x: Array) -> Array:
     return reduce_scatter(x, "model", 1)
 
 
-def unshard(w: Array, spec: P, dtype: jnp.dtype | None) -> Array:
+def unshard(w: Array, spec: P, dtype: Any) -> Array:
     """A whole weight from its FSDP shards, cast before it travels; its gradient is reduced in float32 and sharded again."""
     from_type = jax.typeof(w)
 

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh
-from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import LayoutConfig
 from qianyi.errors import ResourceError
@@ -23,8 +22,6 @@ from qianyi.errors import ResourceError
 AXES = ("replica", "stage", "data", "context", "expert", "model")
 BATCH_AXES = ("replica", "data")
 """Axes over which the rows of a batch are split."""
-BATCH_SPEC = P(BATCH_AXES)
-"""Sharding of a batch, [batch, sequence]."""
 
 
 def mesh_shape(layout: LayoutConfig) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Parallelism is a table: logical dim of an array -> mesh axis.
+"""Parallelism is a table: logical dim of an array -> mesh axes.
 
 A parameter names its dims (`("embed", "ffn")`); this table alone decides how it lies on the mesh.
 """
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import LayoutConfig
-from qianyi.parallel.mesh import AXES, mesh_shape
+from qianyi.parallel.mesh import AXES, BATCH_AXES, mesh_shape
 
 
 @dataclass(frozen=True)
 class Rules:
     """The table of one layout."""
 
-    axis_of_dim: Mapping[str, str | None]
+    axes_of_dim: Mapping[str, tuple[str, ...]]
     axis_sizes: Mapping[str, int]
 
     def spec(self, dims: tuple[str, ...]) -> P:
@@ -26,28 +26,34 @@ class Rules:
             KeyError: a dim is not in the table.
             ValueError: two dims of one array would lie on the same axis.
         """
-        axes = [self.axis_of_dim[dim] for dim in dims]
-        axes = [axis if axis is not None and self.axis_sizes[axis] > 1 else None for axis in axes]
-        used = [axis for axis in axes if axis is not None]
+        entries = [tuple(axis for axis in self.axes_of_dim[dim] if self.axis_sizes[axis] > 1) for dim in dims]
+        used = [axis for entry in entries for axis in entry]
         if len(used) != len(set(used)):
-            raise ValueError(f"dims {dims} collide: {axes}")
-        return P(*axes)
+            raise ValueError(f"dims {dims} collide: {entries}")
+        return P(*(entry[0] if len(entry) == 1 else entry or None for entry in entries))
 
 
 def make_rules(layout: LayoutConfig) -> Rules:
     """The table for a layout: tensor parallelism splits heads, ffn and vocabulary; FSDP splits the residual width."""
     return Rules(
-        axis_of_dim={
-            "vocab": "model",
-            "heads": "model",
-            "kv_heads": "model",
-            "ffn": "model",
-            "embed": "data" if layout.zero == 3 else None,
-            "layers": None,
-            "positions": None,
-            "head_dim": None,
+        axes_of_dim={
+            "batch": BATCH_AXES,
+            "sequence": (),
+            "vocab": ("model",),
+            "heads": ("model",),
+            "kv_heads": ("model",),
+            "ffn": ("model",),
+            "embed": ("data",) if layout.zero == 3 else (),
+            "layers": (),
+            "positions": (),
+            "head_dim": (),
             # Norm scales and residual biases: a few KiB per layer, replicated because gathering them costs more than it saves.
-            "residual": None,
+            "residual": (),
         },
         axis_sizes=dict(zip(AXES, mesh_shape(layout), strict=True)),
     )
+
+
+def batch_spec(layout: LayoutConfig) -> P:
+    """How a batch, [batch, sequence], lies on the mesh."""
+    return make_rules(layout).spec(("batch", "sequence"))
