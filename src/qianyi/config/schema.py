@@ -206,6 +206,8 @@ class CheckpointConfig(Part):
     """Newest checkpoints kept."""
     keep_every_steps: Count = 0
     """Checkpoints at multiples of this are kept for ever; 0: none."""
+    keep_every_minutes: Annotated[float, Field(ge=0)] = 0.0
+    """One checkpoint of every span of so many minutes is kept for ever; 0: none."""
 
 
 class RunConfig(Part):

@@ -7,16 +7,16 @@ Dims as in `qianyi.model.block`; V vocabulary rows (local: 1 / model of the whol
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from qianyi.config.schema import ModelConfig
-from qianyi.model.block import Attend, block, block_params, norm, norm_params
+from qianyi.model.block import block, block_params, norm, norm_params
 from qianyi.model.param import Param, Tree, stack
-from qianyi.ops.attention import causal_attention
+from qianyi.ops.attention import causal_attention, reference_attention
 from qianyi.ops.loss import LossSums, vocabulary_loss
 from qianyi.parallel.collectives import gather_sequence, index_on, scatter_sequence, vary
 
@@ -43,13 +43,66 @@ def decoder_loss(
     params: Tree, inputs: Array, targets: Array, m: ModelConfig, gather: Gather, z_weight: float, chunk_tokens: int
 ) -> LossSums:
     """Sums of the loss terms over this device's rows; inputs and targets int32 [B, T], target -1 is not scored."""
+    x, table = _hidden(params, inputs, m, gather)
+    return vocabulary_loss(x, table, targets, z_weight, chunk_tokens)
+
+
+def decoder_logits(params: Tree, inputs: Array, m: ModelConfig, gather: Gather) -> Array:
+    """float32 [B, T, V] from tokens int32 [B, T]."""
+    x, table = _hidden(params, inputs, m, gather)
+    return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+
+
+class Cache(NamedTuple):
+    """Keys and values of the positions seen so far, [L, B, S, G, K] each; S is the longest sequence that fits."""
+
+    keys: Array
+    values: Array
+
+
+def empty_cache(m: ModelConfig, batch: int, length: int) -> Cache:
+    zeros = jnp.zeros((m.n_layers, batch, length, m.kv_heads, m.d_head), m.dtype)
+    return Cache(zeros, zeros)
+
+
+def decoder_extend(params: Tree, tokens: Array, start: Array, cache: Cache, m: ModelConfig, gather: Gather) -> tuple[Array, Cache]:
+    """Read tokens int32 [B, T] at positions start .. start + T - 1 after what the cache holds.
+
+    Returns:
+        float32 logits [B, T, V] and the cache with these positions written. Axis `model` must have size one.
+    """
+    positions = start + jnp.arange(tokens.shape[1])
+    mask = positions[:, None] >= jnp.arange(cache.keys.shape[2])[None, :]
+    embedding = gather("embedding", params["embedding"])
+
+    def layer(x: Array, part: tuple[Tree, Array, Array]) -> tuple[Array, Cache]:
+        w, keys, values = part
+
+        def attend(q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
+            seen = Cache(
+                lax.dynamic_update_slice_in_dim(keys, k, start, axis=1),
+                lax.dynamic_update_slice_in_dim(values, v, start, axis=1),
+            )
+            return reference_attention(q, *seen, mask), seen
+
+        return block(x, gather("blocks", w), m, positions, attend)
+
+    x = embed(embedding, tokens, positions, m)
+    x, cache = lax.scan(layer, x, (params["blocks"], *cache))
+    x = norm(x, gather("final_norm", params["final_norm"]), m)
+    head = embedding if m.tied_embeddings else gather("head", params["head"])
+    return jnp.einsum("btd,vd->btv", x, head["tokens"], preferred_element_type=jnp.float32), cache
+
+
+def _hidden(params: Tree, inputs: Array, m: ModelConfig, gather: Gather) -> tuple[Array, Array]:
+    """Tokens [B, T] -> final hidden states [B, T, D] and the output table [V, D]."""
     embedding = gather("embedding", params["embedding"])
     positions = jnp.arange(inputs.shape[1])
     x = embed(embedding, inputs, positions, m)
     x = _stack(x, params["blocks"], m, positions, gather)
-    x = gather_sequence(norm(x, gather("final_norm", params["final_norm"]), m))  # B T D
+    x = gather_sequence(norm(x, gather("final_norm", params["final_norm"]), m))
     head = embedding if m.tied_embeddings else gather("head", params["head"])
-    return vocabulary_loss(x, head["tokens"], targets, z_weight, chunk_tokens)
+    return x, head["tokens"]
 
 
 def embed(w: Tree, tokens: Array, positions: Array, m: ModelConfig) -> Array:
@@ -91,5 +144,3 @@ def _keep_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     gathered again in the backward pass (ZeRO-3: Rajbhandari et al. 2020; sequences: Korthikanti et al. 2022, section 4.2.2)."""
     return primitive.name != "all_gather"
 
-
-__all__ = ["Attend", "Gather", "decoder_loss", "decoder_params", "embed"]
