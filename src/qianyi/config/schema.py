@@ -59,7 +59,7 @@ class ModelConfig(Part):
     """Type of matmul inputs and activations; parameters, optimizer state and reductions are float32."""
     remat: Literal["none", "full"] | tuple[str, ...] = "none"
     """Activations kept for the backward pass: `none` recomputes nothing, `full` recomputes whole blocks, a list keeps
-    just the named ones (see `qianyi.model.block.ACTIVATIONS`)."""
+    just the named ones (see `qianyi.config.check.ACTIVATIONS`)."""
 
     @property
     def kv_heads(self) -> int:

@@ -1,0 +1,135 @@
+"""Rules that involve several parts of a config, checked before anything is allocated.
+
+Each rule yields problems; all of them are reported together, with the numbers and the nearest values that work.
+"""
+
+from collections.abc import Iterator
+
+from qianyi.config.schema import Config
+from qianyi.errors import ConfigError, ResourceError
+
+ACTIVATIONS = (
+    "attn_norm",
+    "query",
+    "key",
+    "value",
+    "attn_out",
+    "attn_proj",
+    "mlp_norm",
+    "mlp_hidden",
+    "mlp_out",
+)
+"""Activations of a block that `model.remat` may name."""
+
+
+def check(config: Config, n_devices: int | None = None) -> None:
+    """Refuse what cannot run.
+
+    Args:
+        config: the recipe.
+        n_devices: devices of the run; None where they are not known.
+
+    Raises:
+        ConfigError: all problems, one line each.
+        ResourceError: there are fewer devices than the layout needs.
+    """
+    rules = (_tensor_axis, _data_axis, _batch, _lengths, _schedule, _remat, _sources, _platform)
+    problems = [problem for rule in rules for problem in rule(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if n_devices is not None:
+        _check_devices(config, n_devices)
+
+
+def _tensor_axis(config: Config) -> Iterator[str]:
+    m, axis = config.model, config.layout.model
+    for name, size in (("n_heads", m.n_heads), ("n_kv_heads", m.kv_heads), ("d_ff", m.d_hidden)):
+        if size % axis:
+            yield f"layout.model={axis} does not divide model.{name}={size}; {_divisors(size, axis)}"
+    if m.vocab_size % axis:
+        yield f"layout.model={axis} does not divide model.vocab_size={m.vocab_size}; pad it to {_round_up(m.vocab_size, axis)}"
+    if config.train.seq_len % axis:
+        yield (
+            f"layout.model={axis} does not divide train.seq_len={config.train.seq_len} (sequence parallelism); "
+            f"use {_round_up(config.train.seq_len, axis)}"
+        )
+
+
+def _data_axis(config: Config) -> Iterator[str]:
+    layout, width = config.layout, config.model.d_model
+    if layout.zero == 3 and width % layout.data:
+        yield (
+            f"layout.data={layout.data} does not divide model.d_model={width}, along which layout.zero=3 shards parameters; "
+            f"{_divisors(width, layout.data)}, or use layout.zero=0"
+        )
+
+
+def _batch(config: Config) -> Iterator[str]:
+    layout, train = config.layout, config.train
+    parts = layout.batch_shards * train.accumulation
+    if train.batch_size % parts:
+        yield (
+            f"train.batch_size={train.batch_size} does not split into layout.replica {layout.replica} x layout.data {layout.data} x "
+            f"train.accumulation {train.accumulation} = {parts} equal parts; use {_round_up(train.batch_size, parts)}"
+        )
+
+
+def _lengths(config: Config) -> Iterator[str]:
+    if config.train.seq_len > config.model.max_seq_len:
+        yield f"train.seq_len={config.train.seq_len} is longer than model.max_seq_len={config.model.max_seq_len}"
+    size = config.data.tokenizer_vocab_size
+    if size is not None and size > config.model.vocab_size:
+        yield f"data.tokenizer_vocab_size={size} is larger than model.vocab_size={config.model.vocab_size}"
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    warmup, steps = config.schedule.warmup_steps, config.train.steps
+    if warmup >= steps:
+        yield f"schedule.warmup_steps={warmup} leaves nothing of train.steps={steps}; use {steps // 10} or so"
+
+
+def _remat(config: Config) -> Iterator[str]:
+    if not isinstance(config.model.remat, str):
+        for name in config.model.remat:
+            if name not in ACTIVATIONS:
+                yield f"model.remat names `{name}`; the activations are {', '.join(ACTIVATIONS)}"
+
+
+def _sources(config: Config) -> Iterator[str]:
+    names = [source.name for source in config.data.sources]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        yield f"data.sources has two sources named `{name}`"
+    weighted = [source.name for source in config.data.sources if source.weight is not None]
+    if weighted and len(weighted) < len(names):
+        yield f"data.sources: {', '.join(sorted(set(names) - set(weighted)))} has no weight, others have; weigh all or none"
+
+
+def _platform(config: Config) -> Iterator[str]:
+    if config.run.virtual_devices and config.run.platform not in {"cpu", "auto"}:
+        yield f"run.virtual_devices simulates devices on a CPU; run.platform is {config.run.platform}"
+
+
+def _check_devices(config: Config, found: int) -> None:
+    layout = config.layout
+    needed = layout.n_devices
+    product = f"layout.replica {layout.replica} x layout.data {layout.data} x layout.model {layout.model} = {needed} devices"
+    if found < needed:
+        raise ResourceError(
+            f"{product}, but {found} {'is' if found == 1 else 'are'} here; shrink the layout (layout.data={max(found // layout.model, 1)}, say), "
+            f"or simulate them on a CPU with run.platform=cpu run.virtual_devices={needed}"
+        )
+    if found > needed:
+        raise ConfigError(
+            f"{product}, but {found} are here; use them all (layout.data={found // (layout.replica * layout.model)}, say), "
+            f"or on a CPU set run.virtual_devices={needed}"
+        )
+
+
+def _divisors(size: int, near: int) -> str:
+    divisors = [n for n in range(1, size + 1) if size % n == 0]
+    nearest = sorted(sorted(divisors, key=lambda n: abs(n - near))[:3])
+    return f"{', '.join(map(str, nearest))} would"
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
