@@ -1,0 +1,158 @@
+"""Batches from token shards.
+
+The batch of step n is a pure function of (seed, n): row r is element n * batch_size + r of an endless, shuffled, mixed sequence that
+Grain computes at random access. How many processes or devices read it, and where a run was interrupted, changes nothing.
+
+A batch is `inputs` and `targets`, int32 [batch, sequence]; a target of -1 is not scored.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from numpy.typing import NDArray
+
+from qianyi.config.schema import DataConfig
+from qianyi.data.shards import TokenStream, token_dtype
+from qianyi.data.stage import read_manifest
+from qianyi.errors import DataError
+
+HostBatch = dict[str, NDArray[np.int32]]
+Batch = dict[str, jax.Array]
+
+
+class _Windows:
+    """Window i of a stream: seq_len + 1 tokens from i * seq_len on, so that every token but the first is a target once."""
+
+    def __init__(self, stream: TokenStream, seq_len: int):
+        self._stream, self._seq_len = stream, seq_len
+
+    def __len__(self) -> int:
+        return (len(self._stream) - 1) // self._seq_len
+
+    def __getitem__(self, index: Any) -> NDArray[np.int32]:
+        start = int(index) * self._seq_len
+        return self._stream.read(start, start + self._seq_len + 1)
+
+
+class TrainingData:
+    """The endless training sequence of a recipe."""
+
+    def __init__(self, data: DataConfig, seq_len: int, batch_size: int):
+        """Open the prepared shards.
+
+        Raises:
+            DataError: they are missing, cut short, or too small for one sequence.
+        """
+        manifest, streams = _open(Path(data.dir) / "shards", "train")
+        for name, stream in streams.items():
+            if len(stream) <= seq_len:
+                raise DataError(f"data.sources.{name} has {len(stream)} training tokens, fewer than one sequence of {seq_len} + 1")
+        self.batch_size, self.seq_len = batch_size, seq_len
+        self._windows = {name: _Windows(stream, seq_len) for name, stream in streams.items()}
+        given = {s.name: s.weight for s in data.sources}
+        weights = {name: given.get(name) or len(stream) for name, stream in streams.items()}
+        self.weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        self._sequence = grain.MapDataset.mix(
+            [grain.MapDataset.source(w).shuffle(seed=data.seed + i).repeat() for i, w in enumerate(self._windows.values())],
+            weights=list(self.weights.values()),
+        )
+        shards = hashlib.sha256(json.dumps(manifest["settings"], sort_keys=True).encode()).hexdigest()
+        self.record = {
+            "shards": shards[:16],
+            "seed": data.seed,
+            "seq_len": seq_len,
+            "batch_size": batch_size,
+            "weights": {name: round(weight, 12) for name, weight in self.weights.items()},
+        }
+        """What fixes the order of batches; a checkpoint of a run belongs to one such record."""
+
+    def rows(self, step: int, rows: range) -> HostBatch:
+        """Rows of the batch of a step (0 is the first)."""
+        windows = np.stack([self._sequence[step * self.batch_size + row] for row in rows])
+        return {"inputs": windows[:, :-1], "targets": windows[:, 1:]}
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often each source has been read after so many steps."""
+        drawn = step * self.batch_size
+        return {name: drawn * self.weights[name] / len(windows) for name, windows in self._windows.items()}
+
+    def batches(self, sharding: NamedSharding, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of steps [start, stop) on the devices; the next ones are read in the background.
+
+        Each process reads only the rows that its devices hold.
+        """
+        rows = _local_rows(sharding, (self.batch_size, self.seq_len))
+        steps = grain.MapDataset.range(start, stop).map(lambda step: self.rows(int(step), rows))
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        for host in steps.to_iter_dataset(options):
+            yield _place(host, rows, self.batch_size, sharding)
+
+
+class ValidationData:
+    """The validation split in order: every token but the first of each source is a target exactly once."""
+
+    def __init__(self, data: DataConfig, seq_len: int, batch_size: int, token_bytes: NDArray[np.int32]):
+        _, self._streams = _open(Path(data.dir) / "shards", "validation")
+        self._seq_len, self._batch_size, self._token_bytes = seq_len, batch_size, token_bytes
+
+    def batches(self, sharding: NamedSharding, limit: int | None = None) -> Iterator[tuple[Batch, int]]:
+        """(batch on the devices, UTF-8 bytes that its targets stand for), `limit` batches at most."""
+        rows = range(self._batch_size)
+        for host in self.host_batches(limit):
+            yield _place(host, rows, self._batch_size, sharding), self.bytes_of(host["targets"])
+
+    def host_batches(self, limit: int | None = None) -> Iterator[HostBatch]:
+        """Batches of whole rows; the last is filled up with rows that are not scored."""
+        places = [(stream, i) for stream in self._streams.values() for i in range(-(-(len(stream) - 1) // self._seq_len))]
+        for n, first in enumerate(range(0, len(places), self._batch_size)):
+            if limit is not None and n >= limit:
+                return
+            batch = {
+                "inputs": np.zeros((self._batch_size, self._seq_len), np.int32),
+                "targets": np.full((self._batch_size, self._seq_len), -1, np.int32),
+            }
+            for row, (stream, i) in enumerate(places[first : first + self._batch_size]):
+                start = i * self._seq_len
+                tokens = stream.read(start, min(start + self._seq_len + 1, len(stream)))
+                batch["inputs"][row, : len(tokens) - 1] = tokens[:-1]
+                batch["targets"][row, : len(tokens) - 1] = tokens[1:]
+            yield batch
+
+    def bytes_of(self, targets: NDArray[np.int32]) -> int:
+        """UTF-8 bytes of the text that scored targets stand for."""
+        return int(self._token_bytes[targets[targets >= 0]].sum())
+
+
+def _open(shards: Path, split: str) -> tuple[dict[str, Any], dict[str, TokenStream]]:
+    manifest = read_manifest(shards)
+    dtype = token_dtype(manifest["vocab_size"])
+    streams = {name: TokenStream(shards / split / name, dtype, s[split]["shards"]) for name, s in manifest["sources"].items()}
+    return manifest, streams
+
+
+def _local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> range:
+    """The rows that devices of this process hold, from the first to the last."""
+    indices = [index[0].indices(shape[0]) for index in sharding.addressable_devices_indices_map(shape).values() if index]
+    return range(min(start for start, _, _ in indices), max(stop for _, stop, _ in indices))
+
+
+def _place(host: HostBatch, rows: range, batch_size: int, sharding: NamedSharding) -> Batch:
+    """Host rows as one array over all devices of all processes."""
+
+    def place(array: NDArray[np.int32]) -> jax.Array:
+        shape = (batch_size, array.shape[1])
+
+        def part(index: tuple[slice, ...]) -> NDArray[np.int32]:
+            start, stop, _ = index[0].indices(batch_size)
+            return array[start - rows.start : stop - rows.start, index[1]]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {name: place(array) for name, array in host.items()}

@@ -1,0 +1,173 @@
+"""Documents from files: text, Markdown, JSONL (plain, gzip, zstd) and Parquet, streamed in bounded memory.
+
+Whatever cannot be read is an error that names the file and the line, record or byte.
+"""
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from qianyi.data import builtin
+from qianyi.errors import DataError
+
+SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, and where it came from."""
+
+    text: str
+    origin: str
+
+
+def source_files(path: str) -> list[Path]:
+    """The files of a source in reading order: itself, or what a directory holds (sorted, recursive).
+
+    Raises:
+        DataError: nothing is there, or nothing of a known kind.
+    """
+    if path.startswith(builtin.PREFIX):
+        return builtin.files(path)
+    root = Path(path)
+    if not root.exists():
+        raise DataError(f"{path}: no such file or directory; `data.sources` names it (relative to the working directory)")
+    if not root.is_dir():
+        if not root.name.endswith(SUFFIXES):
+            raise DataError(f"{path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
+        return [root]
+    found = sorted(p for p in root.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
+    if not found:
+        raise DataError(f"{path}: the directory holds no file that ends in {', '.join(SUFFIXES)}")
+    return found
+
+
+def read_documents(path: str, text_key: str) -> Iterator[Document]:
+    """Every document of a source, in order."""
+    if path.startswith(builtin.PREFIX):
+        for origin, text in builtin.documents(path):
+            yield Document(text, origin)
+        return
+    for file in source_files(path):
+        yield from _read_file(file, text_key)
+
+
+def _read_file(file: Path, text_key: str) -> Iterator[Document]:
+    try:
+        if file.name.endswith((".txt", ".md")):
+            yield Document(_decode(file.read_bytes(), f"{file}"), str(file))
+        elif file.name.endswith(".parquet"):
+            yield from _read_parquet(file, text_key)
+        else:
+            with file.open("rb") as raw:
+                yield from _read_jsonl(file, _decompressed(file, raw), text_key)
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise DataError(f"{file}: the compressed data is damaged or cut short ({error}); fetch the file again") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+
+
+def _decompressed(file: Path, raw: BinaryIO) -> BinaryIO:
+    if file.name.endswith(".gz"):
+        return gzip.open(raw)  # type: ignore[return-value]
+    if file.name.endswith(".zst"):
+        return _CompleteZstd(raw)  # type: ignore[return-value]
+    return raw
+
+
+class _CompleteZstd(io.BufferedReader):
+    """A zstd stream that complains when it ends in the middle of a frame (the library's reader just stops)."""
+
+    def __init__(self, raw: BinaryIO):
+        super().__init__(_ZstdChunks(raw), 1 << 20)
+
+
+class _ZstdChunks(io.RawIOBase):
+    def __init__(self, raw: BinaryIO):
+        self._raw = raw
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._fed = False
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if self._frame.eof:
+                rest = self._frame.unused_data
+                self._frame, self._fed = zstandard.ZstdDecompressor().decompressobj(), False
+            else:
+                rest = b""
+            chunk = rest or self._raw.read(1 << 18)
+            if not chunk:
+                if self._fed:
+                    raise zstandard.ZstdError("the last frame is incomplete")
+                return 0
+            self._fed = True
+            self._ready = self._frame.decompress(chunk)
+        n = min(len(buffer), len(self._ready))
+        buffer[:n] = self._ready[:n]
+        self._ready = self._ready[n:]
+        return n
+
+
+def _read_jsonl(file: Path, lines: BinaryIO, text_key: str) -> Iterator[Document]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{file}:{number}"
+        try:
+            record = json.loads(_decode(line, where))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: broken JSON at column {error.colno}: {error.msg}") from None
+        yield Document(_text_of(record, text_key, where), where)
+
+
+def _read_parquet(file: Path, text_key: str) -> Iterator[Document]:
+    try:
+        table = pq.ParquetFile(file)
+        names = table.schema_arrow.names
+        if text_key not in names:
+            raise DataError(f"{file}: no column `{text_key}`; there are {', '.join(names)}: set data.text_key")
+        row = 0
+        for batch in table.iter_batches(1024, columns=[text_key]):
+            for value in batch.column(0).to_pylist():
+                row += 1
+                yield Document(_require_text(value, text_key, f"{file} row {row}"), f"{file}#{row}")
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _text_of(record: Any, text_key: str, where: str) -> str:
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected an object with a `{text_key}` field, found {type(record).__name__}")
+    if text_key not in record:
+        raise DataError(f"{where}: no field `{text_key}`; there are {', '.join(map(str, record)) or 'none'}: set data.text_key")
+    return _require_text(record[text_key], text_key, where)
+
+
+def _require_text(value: Any, text_key: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where}: `{text_key}` is {type(value).__name__}, expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: `{text_key}` holds half of a surrogate pair at character {error.start}") from None
+    return value
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x}); convert the file to UTF-8") from None

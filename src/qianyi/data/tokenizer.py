@@ -1,0 +1,92 @@
+"""A byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019): every text has tokens, and comes back exactly."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from qianyi.errors import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+_END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>")
+MIN_VOCAB_SIZE = 257
+"""All bytes and the end-of-text token."""
+
+# Where a token may end at the latest: English contractions; a word with the character before it; up to three digits; a run of marks
+# with the line ends after it; line ends; blanks. A run of Chinese characters is one word, in which BPE finds the frequent phrases.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train on texts; token 0 is the end of a text. The same texts give the same tokenizer.
+
+    Raises:
+        DataError: the vocabulary cannot hold all bytes.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise DataError(f"a byte-level vocabulary has at least {MIN_VOCAB_SIZE} entries, not {vocab_size}; raise model.vocab_size")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json; its special tokens are not recognized inside documents, where they are just text.
+
+    Raises:
+        DataError: the file is missing or is no tokenizer.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no tokenizer there; `qianyi data prepare RECIPE` makes one, or set data.tokenizer")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"{path}: not a tokenizer.json of the tokenizers library: {error}") from None
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def end_token(tokenizer: Tokenizer, path: Path) -> int:
+    """The id that ends a document.
+
+    Raises:
+        DataError: the tokenizer has none.
+    """
+    for name in _END_NAMES:
+        token = tokenizer.token_to_id(name)
+        if token is not None:
+            return token
+    raise DataError(f"{path}: the tokenizer has no end-of-text token; one of {', '.join(_END_NAMES)} must be in it")
+
+
+def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int32]:
+    """[vocab]: the UTF-8 bytes that each token stands for; special tokens stand for none."""
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    byte_level = set(pre_tokenizers.ByteLevel.alphabet())
+    spelled = tokenizer.get_vocab(with_added_tokens=True)
+    sizes = np.zeros(max(spelled.values()) + 1, np.int32)
+    # In a byte-level vocabulary each character of a token is one byte; others spell bytes as <0xE4> and blanks as ▁.
+    per_character = all(set(token) <= byte_level for token, i in spelled.items() if i not in special)
+    for token, i in spelled.items():
+        if i not in special:
+            sizes[i] = len(token) if per_character else _spelled_bytes(token)
+    return sizes
+
+
+def _spelled_bytes(token: str) -> int:
+    return 1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token.replace("▁", " ").encode())
