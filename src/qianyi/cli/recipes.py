@@ -1,0 +1,28 @@
+"""`qianyi recipes`."""
+
+from rich.console import Console
+from rich.table import Table
+
+from qianyi.config import recipes
+from qianyi.config.counts import parameter_count
+from qianyi.config.load import load
+
+
+def run() -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("devices", justify="right", no_wrap=True)
+    table.add_column("what it is for")
+    for name in recipes.names():
+        config = load(name).config
+        table.add_row(name, readable(parameter_count(config.model)), str(config.layout.n_devices), config.description)
+    Console(highlight=False).print(table)
+
+
+def readable(count: int) -> str:
+    """1234567 -> 1.23M."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f}{unit}" if count < 100 * size else f"{count / size:.1f}{unit}"
+    return str(count)
