@@ -1,12 +1,10 @@
 """The command line: every verb is declared here and lives in a file of its own, imported when it is called."""
 
 import errno
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from qianyi import __version__
@@ -105,7 +103,7 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's 
 
 @app.command()
 def quickstart(
-    steps: Annotated[int, typer.Option(min=20, help="Training steps.")] = 300,
+    steps: Annotated[int, typer.Option(min=50, help="Training steps.")] = 300,
     run_dir: Annotated[Path, typer.Option("--dir", help="Where the run goes.")] = Path("runs/quickstart"),
 ) -> None:
     """Corpus to report in minutes: train a small bilingual model on eight simulated devices, kill it, resume it, look at it."""
@@ -135,17 +133,8 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        code = app(arguments, standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (QianyiError, OSError, Exception) as error:
+        app(arguments)
+    except Exception as error:
         if debug:
             raise
         _print_error(error)

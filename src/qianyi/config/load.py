@@ -59,13 +59,15 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Resolved:
     for override in overrides:
         key, value = _parse_override(override)
         flat = _merge(flat, {key: _Value(value, COMMAND_LINE)})
-    problems = list(_unknown_keys(flat))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    unknown = _unknown_keys(flat)
+    problems = list(unknown.values())
+    flat = {key: entry for key, entry in flat.items() if key not in unknown}
     try:
         config = Config.model_validate_json(_to_json(flat))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e, flat) for e in error.errors())) from None
+        raise ConfigError("\n".join([*problems, *(_explain(e, flat) for e in error.errors())])) from None
+    if problems:
+        raise ConfigError("\n".join(problems))
     origins = {key: flat[key].origin if key in flat else DEFAULT for key in leaf_keys(Config)}
     return Resolved(config, origins)
 
@@ -181,16 +183,18 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise ConfigError(f"{COMMAND_LINE}: `{override}`: the value is not valid YAML; quote it") from None
 
 
-def _unknown_keys(flat: _Flat) -> Iterator[str]:
+def _unknown_keys(flat: _Flat) -> dict[str, str]:
+    """Keys that do not exist, or are groups, each with what is wrong."""
     known = leaf_keys(Config)
     groups = {k.rsplit(".", 1)[0] for k in known if "." in k}
+    wrong: dict[str, str] = {}
     for key, entry in flat.items():
-        if key in groups:
-            if entry.value is not None:
-                example = next(k for k in known if k.startswith(f"{key}."))
-                yield f"{entry.origin}: `{key}` is a group of keys, such as `{example}`; found {entry.value!r}"
-        elif key not in known:
-            yield f"{entry.origin}: unknown key `{key}`{_nearest(key, known)}"
+        if key in groups and entry.value is not None:
+            example = next(k for k in known if k.startswith(f"{key}."))
+            wrong[key] = f"{entry.origin}: `{key}` is a group of keys, such as `{example}`; found {entry.value!r}"
+        elif key not in known and key not in groups:
+            wrong[key] = f"{entry.origin}: unknown key `{key}`{_nearest(key, known)}"
+    return wrong
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -61,8 +61,8 @@ class Cache(NamedTuple):
 
 
 def empty_cache(m: ModelConfig, batch: int, length: int) -> Cache:
-    zeros = jnp.zeros((m.n_layers, batch, length, m.kv_heads, m.d_head), m.dtype)
-    return Cache(zeros, zeros)
+    shape = (m.n_layers, batch, length, m.kv_heads, m.d_head)
+    return Cache(jnp.zeros(shape, m.dtype), jnp.zeros(shape, m.dtype))
 
 
 def decoder_extend(params: Tree, tokens: Array, start: Array, cache: Cache, m: ModelConfig, gather: Gather) -> tuple[Array, Cache]:

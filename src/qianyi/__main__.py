@@ -1,0 +1,5 @@
+"""`python -m qianyi`."""
+
+from qianyi.cli.main import main
+
+main()
