@@ -23,7 +23,7 @@ quickstart: setup
 	$(BIN)/qianyi quickstart --steps $(STEPS)
 
 test: setup lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .

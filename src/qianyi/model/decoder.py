@@ -142,5 +142,6 @@ def _remat_policy(m: ModelConfig) -> Callable[..., bool] | None:
 def _keep_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     """Keep every activation except what a collective put together from shards: whole weights and whole sequences are
     gathered again in the backward pass (ZeRO-3: Rajbhandari et al. 2020; sequences: Korthikanti et al. 2022, section 4.2.2)."""
-    return primitive.name != "all_gather"
+    # `unshard` has a derivative of its own, which makes it one primitive here.
+    return primitive.name not in {"all_gather", "custom_vjp_call"}
 
