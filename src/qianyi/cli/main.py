@@ -132,6 +132,9 @@ def main() -> None:
     """Run a verb; expected errors become one message and their exit code."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    if not debug:
+        # Libraries' callbacks that fail after the fact (tensorstore's, on a damaged checkpoint) would print tracebacks beside our message.
+        sys.excepthook = sys.unraisablehook = lambda *_: None
     try:
         app(arguments)
     except Exception as error:

@@ -4,6 +4,8 @@ Nothing is padded. The manifest has, for each shard, its length and a CRC-32 of 
 verified at the moment it is read, whatever the size of the corpus.
 """
 
+import os
+import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,7 @@ class TokenStream:
         Raises:
             DataError: a shard is missing or has not the length that the manifest says.
         """
-        self._maps: list[NDArray[Any]] = []
+        self._dtype = dtype
         self._paths = [directory / shard["file"] for shard in shards]
         self._crc32 = [shard["crc32"] for shard in shards]
         self._verified = [np.zeros(len(crcs), bool) for crcs in self._crc32]
@@ -84,34 +86,50 @@ class TokenStream:
             if found_bytes != wanted_bytes:
                 found = "is missing" if found_bytes is None else f"has {found_bytes} bytes"
                 raise DataError(f"{path} {found}; the manifest says {wanted_bytes} bytes. {_MEND}")
-            self._maps.append(np.memmap(path, dtype, "r"))
+        # Plain reads, not a memory map: a map of a file that is cut short under it kills the process.
+        self._files = [path.open("rb", buffering=0) for path in self._paths]
+        weakref.finalize(self, _close, self._files)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def read(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Tokens [start, stop).
+        """Tokens [start, stop); may be called from several threads.
 
         Raises:
-            DataError: a block's checksum is not the manifest's.
+            DataError: a block's checksum is not the manifest's, or the file has been cut short.
         """
         parts: list[NDArray[Any]] = []
         first = int(np.searchsorted(self._starts, start, "right")) - 1
-        for shard in range(first, len(self._maps)):
-            low, high = max(start - self._starts[shard], 0), min(stop - self._starts[shard], len(self._maps[shard]))
+        for shard in range(first, len(self._files)):
+            low = max(start - int(self._starts[shard]), 0)
+            high = min(stop, int(self._starts[shard + 1])) - int(self._starts[shard])
             if high <= low:
                 break
-            self._verify(shard, int(low), int(high))
-            parts.append(self._maps[shard][low:high])
+            self._verify(shard, low, high)
+            parts.append(np.frombuffer(self._bytes(shard, low, high), self._dtype))
         return np.concatenate(parts).astype(np.int32)
 
+    def _bytes(self, shard: int, low: int, high: int) -> bytes:
+        size = self._dtype.itemsize
+        data = os.pread(self._files[shard].fileno(), (high - low) * size, low * size)
+        if len(data) != (high - low) * size:
+            raise DataError(f"{self._paths[shard]} was cut short while it was being read. {_MEND}")
+        return data
+
     def _verify(self, shard: int, low: int, high: int) -> None:
+        tokens = int(self._starts[shard + 1] - self._starts[shard])
         for block in range(low // BLOCK_TOKENS, (high - 1) // BLOCK_TOKENS + 1):
             if not self._verified[shard][block]:
-                data = self._maps[shard][block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS]
-                if zlib.crc32(data.tobytes()) != self._crc32[shard][block]:
+                data = self._bytes(shard, block * BLOCK_TOKENS, min((block + 1) * BLOCK_TOKENS, tokens))
+                if zlib.crc32(data) != self._crc32[shard][block]:
                     raise DataError(f"{self._paths[shard]}: block {block} is corrupt (its CRC-32 is not the manifest's). {_MEND}")
                 self._verified[shard][block] = True
+
+
+def _close(files: list[Any]) -> None:
+    for file in files:
+        file.close()
 
 
 _MEND = "Delete the directory `shards` that it is in and run `qianyi data prepare RECIPE`"

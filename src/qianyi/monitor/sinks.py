@@ -108,7 +108,9 @@ class TensorBoard:
     def __init__(self, run_dir: Path, resume_step: int):
         from tensorboardX import SummaryWriter  # noqa: PLC0415 - imports slowly, may be switched off
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+        self._writer = SummaryWriter(
+            str(run_dir / "tensorboard"), purge_step=resume_step + 1, filename_suffix=f".from{resume_step}"
+        )
 
     def step(self, event: StepEvent) -> None:
         values = {
