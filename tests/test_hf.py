@@ -22,7 +22,7 @@ LLAMA_TIED = LLAMA.model_copy(update={"tied_embeddings": True})
 MODELS = {"gpt2": GPT, "llama": LLAMA, "llama tied": LLAMA_TIED}
 
 
-def hf_model(m: ModelConfig):  # noqa: ANN201 - a transformers model
+def hf_model(m: ModelConfig):
     """The peer, with random weights that are large enough to matter (biases and norm scales too)."""
     torch.manual_seed(0)
     if m.position == "learned":
@@ -46,7 +46,7 @@ def hf_model(m: ModelConfig):  # noqa: ANN201 - a transformers model
     return model.float()
 
 
-def hf_state(model) -> dict[str, np.ndarray]:  # noqa: ANN001
+def hf_state(model) -> dict[str, np.ndarray]:
     return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
 
 

@@ -25,7 +25,14 @@ def step(n: int, loss: float = 1 / 3) -> StepEvent:
 
 def evaluation(n: int) -> EvalEvent:
     return EvalEvent(
-        step=n, loss=2.5, perplexity=math.exp(2.5), bits_per_byte=1.2345, tokens=1000, bytes=3000, seconds=1.0, time=1e9 + n
+        step=n,
+        loss=2.5,
+        perplexity=math.exp(2.5),
+        bits_per_byte=1.2345,
+        tokens=1000,
+        bytes=3000,
+        seconds=1.0,
+        time=1e9 + n,
     )
 
 
@@ -136,7 +143,16 @@ def test_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
     sink.close()
     (run / "config.yaml").write_text("train:\n  steps: 199 # command line\n")
     (run / "samples.jsonl").write_text(
-        json.dumps({"prompt": "曹操", "text": "<script>x</script> & 天下", "temperature": 1, "top_p": 1, "seed": 0, "step": 199})
+        json.dumps(
+            {
+                "prompt": "曹操",
+                "text": "<script>x</script> & 天下",
+                "temperature": 1,
+                "top_p": 1,
+                "seed": 0,
+                "step": 199,
+            }
+        )
     )
     (run / "summary.json").write_text(json.dumps({"baselines": {"uniform": 4.0, "gzip": 3.0}}))
     content = write_report(run).read_text()
@@ -144,7 +160,16 @@ def test_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
     page.feed(content)
     assert page.loads == [] and "script" not in page.tags and "@import" not in content and "url(" not in content
     assert page.tags.count("svg") == 6
-    for expected in ("my-run", "1.2345", "<script>x</script> & 天下", "曹操", "gzip", "4.0000", "# command line", "MFU counts model FLOPs"):
+    for expected in (
+        "my-run",
+        "1.2345",
+        "<script>x</script> & 天下",
+        "曹操",
+        "gzip",
+        "4.0000",
+        "# command line",
+        "MFU counts model FLOPs",
+    ):
         assert expected in page.text, expected
 
 

@@ -17,6 +17,7 @@ from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import make_rules
 from qianyi.train.schedule import make_schedule
 from qianyi.train.state import init_state
+
 from models import GPT, LLAMA, make_config  # isort: skip
 
 RANDOM = np.random.default_rng(0)
@@ -89,7 +90,7 @@ def test_initial_values_do_not_depend_on_the_mesh() -> None:
 
 
 @pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
-def test_cached_generation_equals_reading_everything_again(model) -> None:  # noqa: ANN001
+def test_cached_generation_equals_reading_everything_again(model) -> None:
     config = make_config(model)
     mesh = make_mesh(config.layout, jax.devices()[:1])
     with jax.set_mesh(mesh):

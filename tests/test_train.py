@@ -38,7 +38,9 @@ SMALL = [
 
 def qianyi(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "qianyi", *arguments]
-    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def train(cwd: Path, run: str, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +58,7 @@ def final_params(run: Path) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in _leaves(state["params"])]
 
 
-def _leaves(tree):  # noqa: ANN001, ANN202
+def _leaves(tree):
     return [leaf for _, node in sorted(tree.items()) for leaf in (_leaves(node) if isinstance(node, dict) else [node])]
 
 
@@ -64,7 +66,23 @@ def _leaves(tree):  # noqa: ANN001, ANN202
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a corpus, and a run that nothing interrupted in `whole`."""
     cwd = tmp_path_factory.mktemp("work")
-    words = "the moon is bright before my bed 床前明月光 疑是地上霜 I lift my head and look".split()
+    words = [
+        "the",
+        "moon",
+        "is",
+        "bright",
+        "before",
+        "my",
+        "bed",
+        "床前明月光",
+        "疑是地上霜",
+        "I",
+        "lift",
+        "my",
+        "head",
+        "and",
+        "look",
+    ]
     source = random.Random(0)
     lines = [json.dumps({"text": " ".join(source.choices(words, k=80))}) for _ in range(300)]
     (cwd / "poem.jsonl").write_text("\n".join(lines))

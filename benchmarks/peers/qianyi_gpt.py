@@ -44,7 +44,7 @@ def main() -> None:
         train_step = make_train_step(config)
         sharding = NamedSharding(mesh, batch_spec(config.layout))
 
-        def step(inputs, targets) -> float:  # noqa: ANN001
+        def step(inputs, targets) -> float:
             nonlocal state
             batch = {"inputs": jax.device_put(inputs, sharding), "targets": jax.device_put(targets, sharding)}
             state, metrics = train_step(state, batch)

@@ -1,6 +1,6 @@
 """`qianyi data`."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -47,7 +47,11 @@ def show_manifest(manifest: Json, config: Config) -> None:
         train, held = source["train"], source["validation"]
         share = held["tokens"] / (train["tokens"] + held["tokens"])
         table.add_row(
-            name, f"{train['documents']:,}", f"{train['tokens']:,}", f"{train['bytes'] / train['tokens']:.2f}", f"{share:.1%}"
+            name,
+            f"{train['documents']:,}",
+            f"{train['tokens']:,}",
+            f"{train['bytes'] / train['tokens']:.2f}",
+            f"{share:.1%}",
         )
     console = Console(highlight=False)
     console.print(table)
@@ -55,7 +59,7 @@ def show_manifest(manifest: Json, config: Config) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress() -> Generator[Progress]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading")

@@ -83,7 +83,9 @@ def generate(
     prompt: Annotated[list[str] | None, typer.Option(help="How the text begins; may be given several times.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this total probability.")] = 0.95,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this total probability.")
+    ] = 0.95,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
 ) -> None:

@@ -47,11 +47,12 @@ def run(steps: int, run_dir: Path) -> None:
     print(
         f"\nDone in {(time.perf_counter() - began_seconds) / 60:.1f} minutes. {steps} steps took the loss from {losses[0]:.2f} to "
         f"{losses[-1]:.2f} nats per token and held-out text to\n{scores['bits_per_byte']:.3f} bits per byte (uniform "
-        f"{scores['baselines']['uniform']:.3f}, unigram {scores['baselines']['unigram']:.3f}); a killed run went on as if nothing had happened.\n"
+        f"{scores['baselines']['uniform']:.3f}, unigram {scores['baselines']['unigram']:.3f}); a killed run went on exactly.\n"
         f"  The report:                  {report}\n"
         f"  Train longer:                qianyi train quickstart train.steps={10 * steps} run.dir=runs/longer\n"
         f"  Another layout, same result: qianyi train quickstart layout.data=2 layout.model=2 layout.replica=2 run.dir=runs/other\n"
-        f"  Your own text:               qianyi train quickstart data.dir=data/mine data.sources='[{{name: mine, path: DIRECTORY}}]' run.dir=runs/mine\n"
+        f"  Your own text:               qianyi train quickstart data.dir=data/mine run.dir=runs/mine "
+        "data.sources='[{name: mine, path: DIRECTORY}]'\n"
         f"  What a 175B run looks like:  qianyi show gpt3-175b"
     )
 
@@ -67,13 +68,18 @@ def _show_resume(run_dir: Path, settings: list[str]) -> None:
     arguments = ["train", "quickstart", *settings, f"run.dir={again}"]
     print(f"  $ {shlex.join(['qianyi', *arguments])}", flush=True)
     killed_after = _train_until(arguments, again / "events.jsonl", KILL_STEP, signal.SIGKILL)
-    print(f"  killed after step {killed_after}; the same command again, stopped by SIGTERM after step {STOP_STEP}", flush=True)
+    print(
+        f"  killed after step {killed_after}; the same command again, stopped by SIGTERM after step {STOP_STEP}",
+        flush=True,
+    )
     _train_until(arguments, again / "events.jsonl", STOP_STEP, signal.SIGTERM)
     starts = json.loads((again / "environment.json").read_text(encoding="utf-8"))
     whole, continued = _losses(run_dir), _losses(again)
     for step, (a, b) in enumerate(zip(whole, continued, strict=False), 1):
         if a != b:
-            raise QianyiError(f"{again}/events.jsonl: step {step} has loss {b!r}, the run that was not killed {a!r}; please report this")
+            raise QianyiError(
+                f"{again}/events.jsonl: step {step} has loss {b!r}, the run that was not killed {a!r}; please report this"
+            )
     print(
         f"  it continued after step {starts[-1]['start_step']}; all {len(continued)} losses are bitwise those of the run "
         "that was not killed"

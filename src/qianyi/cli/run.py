@@ -64,7 +64,9 @@ class Session:
     def checkpoints(self, *, must_exist: bool) -> Checkpoints:
         directory = self.run_dir / "checkpoints"
         if must_exist and not directory.exists():
-            raise CheckpointError(f"{directory}: no checkpoint there; `qianyi train` writes one, or set run.dir to the run's directory")
+            raise CheckpointError(
+                f"{directory}: no checkpoint there; `qianyi train` writes one, or set run.dir to the run's directory"
+            )
         return Checkpoints(directory, self.config.checkpoint)
 
 

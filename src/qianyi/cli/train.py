@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Callable
 
 import jax
 from jax.experimental import multihost_utils
@@ -43,7 +44,7 @@ def run(recipe: str, overrides: list[str]) -> None:
         sys.exit(EXIT_CODES[stop.signal])
 
 
-def _train(session: Session, state: TrainState, checkpoints: Checkpoints, sinks: Sink, stop) -> TrainState:  # noqa: ANN001
+def _train(session: Session, state: TrainState, checkpoints: Checkpoints, sinks: Sink, stop: Callable[[int], bool]) -> TrainState:
     config = session.config
     eval_step = make_eval_step(config)
 
@@ -108,5 +109,3 @@ def _say_end(session: Session, step: int) -> None:
     if jax.process_index() == 0:
         done = step >= session.config.train.steps
         print(f"{'finished' if done else 'stopped and saved'} at step {step}{'' if done else '; the same command continues'}")
-
-

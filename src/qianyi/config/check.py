@@ -114,8 +114,9 @@ def _check_devices(config: Config, found: int) -> None:
     needed = layout.n_devices
     product = f"layout.replica {layout.replica} x layout.data {layout.data} x layout.model {layout.model} = {needed} devices"
     if found < needed:
+        smaller = max(found // layout.model, 1)
         raise ResourceError(
-            f"{product}, but {found} {'is' if found == 1 else 'are'} here; shrink the layout (layout.data={max(found // layout.model, 1)}, say), "
+            f"{product}, but {found} {'is' if found == 1 else 'are'} here; shrink the layout (layout.data={smaller}, say), "
             f"or simulate them on a CPU with run.platform=cpu run.virtual_devices={needed}"
         )
     if found > needed:

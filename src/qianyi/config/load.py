@@ -178,7 +178,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if not sign or not key:
         raise ConfigError(f"{COMMAND_LINE}: `{override}`: expected key.sub=value, such as train.steps=100")
     try:
-        return key.strip(), yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return key.strip(), yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise ConfigError(f"{COMMAND_LINE}: `{override}`: the value is not valid YAML; quote it") from None
 
@@ -208,7 +208,6 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def _to_json(flat: _Flat) -> str:
     """Nested JSON; validation in JSON mode is strict, but lists become tuples and integers serve as floats."""
-
 
     tree: dict[str, Any] = {}
     for key, entry in flat.items():

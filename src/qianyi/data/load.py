@@ -53,7 +53,9 @@ class TrainingData:
         manifest, streams = _open(Path(data.dir) / "shards", "train")
         for name, stream in streams.items():
             if len(stream) <= seq_len:
-                raise DataError(f"data.sources.{name} has {len(stream)} training tokens, fewer than one sequence of {seq_len} + 1")
+                raise DataError(
+                    f"data.sources.{name} has {len(stream)} training tokens, fewer than one sequence of {seq_len} + 1"
+                )
         self.batch_size, self.seq_len, self._streams = batch_size, seq_len, streams
         self._windows = {name: _Windows(stream, seq_len) for name, stream in streams.items()}
         given = {s.name: s.weight for s in data.sources}
@@ -75,7 +77,8 @@ class TrainingData:
 
     def rows(self, step: int, rows: range) -> HostBatch:
         """Rows of the batch of a step (0 is the first)."""
-        windows = np.stack([self._sequence[step * self.batch_size + row] for row in rows])
+        elements: list[Any] = [self._sequence[step * self.batch_size + row] for row in rows]
+        windows = np.stack(elements)
         return {"inputs": windows[:, :-1], "targets": windows[:, 1:]}
 
     def epochs(self, step: int) -> dict[str, float]:
@@ -157,7 +160,7 @@ def _place(host: HostBatch, rows: range, batch_size: int, sharding: NamedShardin
     def place(array: NDArray[np.int32]) -> jax.Array:
         shape = (batch_size, array.shape[1])
 
-        def part(index: tuple[slice, ...]) -> NDArray[np.int32]:
+        def part(index: Any) -> NDArray[np.int32]:
             start, stop, _ = index[0].indices(batch_size)
             return array[start - rows.start : stop - rows.start, index[1]]
 

@@ -150,8 +150,8 @@ def _explain_empty(source: SourceConfig, split: str, counts: dict[str, dict[str,
         return f"data.sources.{source.name}: {source.path} holds no text ({blank} blank documents)"
     remedy = "raise" if split == "validation" else "lower"
     return (
-        f"data.sources.{source.name}: none of its {documents} documents fell into the {split} split; {remedy} data.validation_fraction, or split "
-        "the text into more documents (one JSON line each)"
+        f"data.sources.{source.name}: none of its {documents} documents fell into the {split} split; "
+        f"{remedy} data.validation_fraction, or split the text into more documents (one JSON line each)"
     )
 
 

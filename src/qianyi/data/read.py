@@ -170,4 +170,6 @@ def _decode(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x}); convert the file to UTF-8") from None
+        raise DataError(
+            f"{where}: invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x}); convert the file to UTF-8"
+        ) from None

@@ -17,9 +17,7 @@ MIN_VOCAB_SIZE = 257
 
 # Where a token may end at the latest: English contractions; a word with the character before it; up to three digits; a run of marks
 # with the line ends after it; line ends; blanks. A run of Chinese characters is one word, in which BPE finds the frequent phrases.
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -29,10 +27,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         DataError: the vocabulary cannot hold all bytes.
     """
     if vocab_size < MIN_VOCAB_SIZE:
-        raise DataError(f"a byte-level vocabulary has at least {MIN_VOCAB_SIZE} entries, not {vocab_size}; raise model.vocab_size")
+        raise DataError(
+            f"a byte-level vocabulary has at least {MIN_VOCAB_SIZE} entries, not {vocab_size}; raise model.vocab_size"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -8,6 +8,7 @@ are one of theirs, they are concatenated along `concat_dim` of the right side.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,7 +179,7 @@ def _layer_shape(p: Param) -> tuple[int, ...]:
     return p.shape[1:] if p.dims[0] == "layers" else p.shape
 
 
-def _at(tree: Tree, path: str):  # noqa: ANN202 - Param or array
+def _at(tree: Any, path: str) -> Any:
     for part in path.split("/"):
         tree = tree[part]
     return tree

@@ -65,14 +65,14 @@ def generate_tokens(
     tokens = np.zeros((1, padded), np.int32)
     tokens[0, : len(prompt)] = prompt
     # Positions after the prompt hold padding; each is overwritten before any query may look at it.
-    logits, cache = extend(params, tokens, np.int32(0), empty_cache(m, 1, m.max_seq_len))
+    logits, cache = extend(params, jnp.asarray(tokens), jnp.int32(0), empty_cache(m, 1, m.max_seq_len))
     last = logits[0, len(prompt) - 1]
     key = jax.random.key(seed)
     for position in range(len(prompt), length):
         token = int(sample(last, jax.random.fold_in(key, position), temperature, top_p))
         yield token
         if position + 1 < length:
-            logits, cache = extend(params, np.full((1, 1), token, np.int32), np.int32(position), cache)
+            logits, cache = extend(params, jnp.full((1, 1), token, jnp.int32), jnp.int32(position), cache)
             last = logits[0, 0]
 
 

@@ -109,10 +109,8 @@ def attention(h: Array, w: Tree, m: ModelConfig, positions: Array, attend: Atten
 def mlp(h: Array, w: Tree, m: ModelConfig) -> Array:
     """[B, T, D] -> partial sums [B, T, D] over the local hidden units."""
     up = _add_bias(jnp.einsum("btd,df->btf", h, w["up"]), w, "up_bias")
-    if m.mlp == "swiglu":
-        hidden = jax.nn.silu(jnp.einsum("btd,df->btf", h, w["gate"])) * up
-    else:
-        hidden = jax.nn.gelu(up, approximate=True)
+    gated = m.mlp == "swiglu"
+    hidden = jax.nn.silu(jnp.einsum("btd,df->btf", h, w["gate"])) * up if gated else jax.nn.gelu(up, approximate=True)
     return jnp.einsum("btf,fd->btd", checkpoint_name(hidden, "mlp_hidden"), w["down"])
 
 

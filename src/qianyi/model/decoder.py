@@ -65,7 +65,9 @@ def empty_cache(m: ModelConfig, batch: int, length: int) -> Cache:
     return Cache(jnp.zeros(shape, m.dtype), jnp.zeros(shape, m.dtype))
 
 
-def decoder_extend(params: Tree, tokens: Array, start: Array, cache: Cache, m: ModelConfig, gather: Gather) -> tuple[Array, Cache]:
+def decoder_extend(
+    params: Tree, tokens: Array, start: Array, cache: Cache, m: ModelConfig, gather: Gather
+) -> tuple[Array, Cache]:
     """Read tokens int32 [B, T] at positions start .. start + T - 1 after what the cache holds.
 
     Returns:
@@ -88,7 +90,7 @@ def decoder_extend(params: Tree, tokens: Array, start: Array, cache: Cache, m: M
         return block(x, gather("blocks", w), m, positions, attend)
 
     x = embed(embedding, tokens, positions, m)
-    x, cache = lax.scan(layer, x, (params["blocks"], *cache))
+    x, cache = lax.scan(layer, x, (params["blocks"], cache.keys, cache.values))
     x = norm(x, gather("final_norm", params["final_norm"]), m)
     head = embedding if m.tied_embeddings else gather("head", params["head"])
     return jnp.einsum("btd,vd->btv", x, head["tokens"], preferred_element_type=jnp.float32), cache
@@ -144,4 +146,3 @@ def _keep_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     gathered again in the backward pass (ZeRO-3: Rajbhandari et al. 2020; sequences: Korthikanti et al. 2022, section 4.2.2)."""
     # `unshard` has a derivative of its own, which makes it one primitive here.
     return primitive.name not in {"all_gather", "custom_vjp_call"}
-

@@ -71,7 +71,7 @@ def line_chart(title: str, unit: str, series: Sequence[Series], marks: Sequence[
             parts += [f'<circle class="dot s{number}" cx="{x(px)}" cy="{y(py)}" r="3.5"/>' for px, py in s.points]
     parts.append("</svg>")
     legend = "".join(f'<span class="key s{n}">{s.name}</span>' for n, s in enumerate(lines)) if len(lines) > 1 else ""
-    return f'<figure><figcaption>{title} <small>{unit}</small>{legend}</figcaption>{"".join(parts)}</figure>'
+    return f"<figure><figcaption>{title} <small>{unit}</small>{legend}</figcaption>{''.join(parts)}</figure>"
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

@@ -115,7 +115,13 @@ def _charts(events: list[Json], evals: list[Json], restarts: list[int]) -> list[
         line_chart("Loss", "nats per token", loss, restarts),
         line_chart("Gradient norm", "before clipping", [Series("norm", points(events, "grad_norm"))], restarts, from_zero=True),
         line_chart("Learning rate", "", [Series("rate", points(events, "learning_rate"))], restarts, from_zero=True),
-        line_chart("Throughput", "tokens per second", [Series("rate", points(steady, "tokens_per_second"))], restarts, from_zero=True),
+        line_chart(
+            "Throughput",
+            "tokens per second",
+            [Series("rate", points(steady, "tokens_per_second"))],
+            restarts,
+            from_zero=True,
+        ),
         line_chart("Step time", "seconds", [Series("time", points(steady, "step_seconds"))], restarts, from_zero=True),
         line_chart("Memory", "GiB", [Series("memory", points(events, "memory_bytes", 2**-30))], restarts, from_zero=True),
     ]
@@ -125,7 +131,10 @@ def _scores(evals: list[Json], summary: Json) -> list[Json]:
     baselines = summary.get("baselines", {})
     if not evals or not baselines:
         return []
-    rows = [("this model", evals[-1]["bits_per_byte"], True), *((name, value, False) for name, value in baselines.items())]
+    rows = [
+        ("this model", evals[-1]["bits_per_byte"], True),
+        *((name, value, False) for name, value in baselines.items()),
+    ]
     top = max(value for _, value, _ in rows)
     return [{"name": name, "value": value, "ours": ours, "share": value / top} for name, value, ours in rows]
 

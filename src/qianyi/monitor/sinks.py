@@ -1,19 +1,20 @@
-"""Where events go: JSON lines that other tools read, TensorBoard, and the terminal."""
+"""Where events go: JSON lines that other tools read, TensorBoard, and (in `qianyi.monitor.terminal`) the screen."""
 
 import errno
 import json
+import math
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TextIO
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import Any, BinaryIO, Protocol
 
 from qianyi.errors import DataError, ResourceError
 from qianyi.events import EvalEvent, StepEvent
+from qianyi.monitor.terminal import Terminal
+
+__all__ = ["FanOut", "JsonLines", "Sink", "TensorBoard", "Terminal", "append_json_line"]
 
 
 class Sink(Protocol):
@@ -27,90 +28,84 @@ class Sink(Protocol):
 
 
 class FanOut:
-    """One sink that is several.
-
-    Raises:
-        ResourceError: one of them cannot write.
-    """
+    """One sink that is several."""
 
     def __init__(self, sinks: Sequence[Sink]):
         self._sinks = sinks
 
     def step(self, event: StepEvent) -> None:
-        self._each(lambda sink: sink.step(event))
+        for sink in self._sinks:
+            sink.step(event)
 
     def evaluation(self, event: EvalEvent) -> None:
-        self._each(lambda sink: sink.evaluation(event))
+        for sink in self._sinks:
+            sink.evaluation(event)
 
     def close(self) -> None:
-        self._each(lambda sink: sink.close())
-
-    def _each(self, call: Callable[[Sink], None]) -> None:
-        for sink in self._sinks:
-            try:
-                call(sink)
-            except OSError as error:
-                reason = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else error.strerror or str(error)
-                raise ResourceError(
-                    f"{type(sink).__name__}: an event could not be written: {reason}; free some room in run.dir and run the same "
-                    "command, which continues from the newest checkpoint"
-                ) from error
+        """Close all, also when one of them fails."""
+        _close_all([sink.close for sink in self._sinks])
 
 
 class JsonLines:
-    """`events.jsonl` and `evals.jsonl`: one object per step and per validation, each step exactly once however often a run restarts."""
+    """`events.jsonl` and `evals.jsonl`: one object per step and per validation.
+
+    However often a run restarts, each step is there exactly once. Floats keep their full precision; those that JSON
+    cannot hold (NaN, infinities) are null.
+
+    Raises:
+        DataError: a file that is there is not the record of a run; it is left as it is.
+        ResourceError: a file cannot be written.
+    """
 
     def __init__(self, run_dir: Path, resume_step: int):
-        """Open for appending after `resume_step`; later lines (of steps that will be done again) and a torn last one are dropped."""
+        """Open for appending after `resume_step`.
+
+        Later lines (of steps that will be done again) and a torn last one are dropped.
+        """
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._events = _open_after(run_dir / "events.jsonl", resume_step)
-        self._evals = _open_after(run_dir / "evals.jsonl", resume_step)
+        self._events_path, self._evals_path = run_dir / "events.jsonl", run_dir / "evals.jsonl"
+        # Both are read before either is cut: an error leaves all as it was.
+        kept = {path: _kept_bytes(path, resume_step) for path in (self._events_path, self._evals_path)}
+        self._events, self._evals = (_open_at(path, size_bytes) for path, size_bytes in kept.items())
 
     def step(self, event: StepEvent) -> None:
-        self._events.write(json.dumps(asdict(event)) + "\n")
-        self._events.flush()
+        _write_line(self._events, self._events_path, asdict(event))
 
     def evaluation(self, event: EvalEvent) -> None:
-        self._evals.write(json.dumps(asdict(event)) + "\n")
-        self._evals.flush()
+        _write_line(self._evals, self._evals_path, asdict(event))
 
     def close(self) -> None:
-        self._events.close()
-        self._evals.close()
-
-
-def _open_after(path: Path, resume_step: int) -> TextIO:
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for number, line in enumerate(lines, 1) if _step_of(path, number, line, last=number == len(lines)) <= resume_step]
-        if len(kept) < len(lines):
-            partial = path.with_name(f".{path.name}.partial")
-            with partial.open("w", encoding="utf-8") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(path)
-    return path.open("a", encoding="utf-8")
-
-
-def _step_of(path: Path, number: int, line: str, last: bool) -> float:
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
-    except (json.JSONDecodeError, KeyError, TypeError):
-        if last:
-            return float("inf")  # cut short when the process was killed
-        raise DataError(f"{path}:{number}: not an event of a run; move the file away, or use another run.dir") from None
+        _close_all([lambda: _close(self._events, self._events_path), lambda: _close(self._evals, self._evals_path)])
 
 
 class TensorBoard:
-    """TensorBoard event files in `RUN/tensorboard`."""
+    """TensorBoard event files in `RUN/tensorboard`, one for every start of the run.
+
+    tensorboardX's SummaryWriter hands events to a thread: a full disk ends that thread unseen, which then blocks
+    training for ever, and a kill loses what it had not written. So records are written here, in the step that they
+    belong to; that takes microseconds.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
 
     def __init__(self, run_dir: Path, resume_step: int):
-        from tensorboardX import SummaryWriter  # noqa: PLC0415 - imports slowly, may be switched off
+        """Steps after `resume_step` that an earlier start wrote are dropped by TensorBoard when it reads."""
+        # Imported late: it takes a second, and may be switched off.
+        from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415
+        from tensorboardX.proto import event_pb2, summary_pb2  # noqa: PLC0415
 
-        self._writer = SummaryWriter(
-            str(run_dir / "tensorboard"), purge_step=resume_step + 1, filename_suffix=f".from{resume_step}"
-        )
+        # Protocol buffers make their classes when imported, unseen by a type checker.
+        event_types: Any = event_pb2
+        summary_types: Any = summary_pb2
+        self._event, self._summary = event_types.Event, summary_types.Summary
+        self._directory = run_dir / "tensorboard"
+        with _writing(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            # The name holds the time in seconds; the suffix keeps quick restarts apart.
+            self._writer = EventsWriter(str(self._directory / "events"), f".{os.getpid()}.{resume_step}")
+            start = event_types.SessionLog(status=event_types.SessionLog.START)
+            self._writer.write_event(self._event(step=resume_step + 1, session_log=start))
 
     def step(self, event: StepEvent) -> None:
         values = {
@@ -134,62 +129,97 @@ class TensorBoard:
         self._write(values, event.step, event.time)
 
     def close(self) -> None:
-        self._writer.close()
+        with _writing(self._directory):
+            self._writer.close()
 
-    def _write(self, values: dict[str, float | None], step: int, time: float) -> None:
-        for name, value in values.items():
-            if value is not None:
-                self._writer.add_scalar(name, value, step, walltime=time)
-
-
-class Terminal:
-    """A progress bar with the figures that matter; on a pipe, about twenty lines and every validation."""
-
-    def __init__(self, total_steps: int, resume_step: int, stream: TextIO = sys.stdout):
-        self._console = Console(file=stream, highlight=False)
-        self._total = total_steps
-        self._every = max((total_steps - resume_step) // 20, 1)
-        self._smooth_loss: float | None = None
-        self._last: StepEvent | None = None
-        self._live: Progress | None = None
-        if self._console.is_terminal:
-            self._live = Progress(
-                BarColumn(30),
-                TextColumn("{task.completed:>6}/{task.total} {task.description}"),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._task = self._live.add_task("compiling ...", total=total_steps, completed=resume_step)
-            self._live.start()
-
-    def step(self, event: StepEvent) -> None:
-        self._last = event
-        before = event.loss if self._smooth_loss is None else self._smooth_loss
-        self._smooth_loss = 0.9 * before + 0.1 * event.loss
-        if self._live:
-            self._live.update(self._task, completed=event.step, description=self._figures(event))
-        elif event.step % self._every == 0 or event.step == self._total:
-            self._console.print(f"step {event.step:>6}/{self._total} {self._figures(event)}", soft_wrap=True)
-
-    def evaluation(self, event: EvalEvent) -> None:
-        self._console.print(
-            f"step {event.step:>6}/{self._total} validation: loss {event.loss:.4f}, perplexity {event.perplexity:.1f}, "
-            f"{event.bits_per_byte:.4f} bits per byte ({event.tokens:,} tokens, {event.seconds:.1f} s)",
-            soft_wrap=True,
-        )
-
-    def close(self) -> None:
-        if self._live:
-            self._live.stop()
-
-    def _figures(self, event: StepEvent) -> str:
-        mfu = "" if event.mfu is None else f", MFU {event.mfu:.1%}"
-        memory = "" if event.memory_bytes is None else f", {event.memory_bytes / 2**30:.2f} GiB"
-        return f"loss {event.loss:.4f} (mean {self._smooth_loss:.4f}), {event.tokens_per_second:,.0f} tokens/s{mfu}{memory}"
+    def _write(self, values: Mapping[str, float | None], step: int, time: float) -> None:
+        given = {tag: value for tag, value in values.items() if value is not None}
+        summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=v) for tag, v in given.items()])
+        with _writing(self._directory):
+            self._writer.write_event(self._event(wall_time=time, step=step, summary=summary))
+            self._writer.flush()
 
 
 def append_json_line(path: Path, value: dict[str, Any]) -> None:
-    """One more line in a file of JSON objects."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """One more line in a file of JSON objects.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    with _writing(path), path.open("ab") as file:
+        file.write(_json_line(value))
+
+
+def _kept_bytes(path: Path, resume_step: int) -> int:
+    """Length of the whole lines of steps up to `resume_step`."""
+    kept_bytes = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                # A line without an end was cut short when the process was killed.
+                if not line.endswith(b"\n") or _step_of(path, number, line) > resume_step:
+                    break
+                kept_bytes += len(line)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); mend that, or use another run.dir") from None
+    return kept_bytes
+
+
+def _step_of(path: Path, number: int, line: bytes) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{path}:{number}: not an event of a run, which is a JSON object with a `step`; nothing was changed. "
+            "Move the file away, or use another run.dir"
+        ) from None
+
+
+def _open_at(path: Path, size_bytes: int) -> BinaryIO:
+    """Cutting a file is one operation of the file system: it needs no room, and a kill finds it done or not done."""
+    with _writing(path):
+        file = path.open("ab")
+        file.truncate(size_bytes)
+        return file
+
+
+def _write_line(file: BinaryIO, path: Path, value: dict[str, Any]) -> None:
+    with _writing(path):
+        file.write(_json_line(value))
+        file.flush()
+
+
+def _json_line(value: dict[str, Any]) -> bytes:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in value.items()}
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _close(file: BinaryIO, path: Path) -> None:
+    with _writing(path):
+        file.close()
+
+
+def _close_all(closes: Sequence[Callable[[], None]]) -> None:
+    """Call every one, then raise the first error."""
+    errors: list[ResourceError] = []
+    for close in closes:
+        try:
+            close()
+        except ResourceError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        reason = "the disk is full; free some room" if full else f"{error.strerror or error}; make it writable"
+        raise ResourceError(
+            f"{path}: cannot be written: {reason} and run the same command, which continues from the newest checkpoint"
+        ) from error

@@ -47,7 +47,8 @@ def vocabulary_loss(x: Array, table: Array, targets: Array, z_weight: float, chu
     padding = -N % chunk
     x = jnp.pad(x, ((0, padding), (0, 0)))
     targets = jnp.pad(targets, (0, padding), constant_values=-1)
-    return LossSums(*_loss(z_weight, chunk, x, table, targets))
+    cross_entropy, z = _loss(z_weight, chunk, x, table, targets)
+    return LossSums(cross_entropy, z)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -60,7 +61,9 @@ def _loss(z_weight: float, chunk: int, x: Array, table: Array, targets: Array) -
     return sums
 
 
-def _loss_forward(z_weight: float, chunk: int, x: Array, table: Array, targets: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+def _loss_forward(
+    z_weight: float, chunk: int, x: Array, table: Array, targets: Array
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     def body(carry: tuple[Array, Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array, Array], Array]:
         cross_entropy, z, d_table = carry
         xc, tc = part
@@ -78,7 +81,9 @@ def _loss_forward(z_weight: float, chunk: int, x: Array, table: Array, targets: 
     return (cross_entropy, z), (d_x.reshape(x.shape), d_table.astype(table.dtype))
 
 
-def _loss_backward(z_weight: float, chunk: int, saved: tuple[Array, Array], cotangents: tuple[Array, Array]) -> tuple[Array, Array, None]:
+def _loss_backward(
+    z_weight: float, chunk: int, saved: tuple[Array, Array], cotangents: tuple[Array, Array]
+) -> tuple[Array, Array, None]:
     d_x, d_table = saved
     scale = cotangents[0]
     return (d_x * scale).astype(d_x.dtype), (d_table * scale).astype(d_table.dtype), None

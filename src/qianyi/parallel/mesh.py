@@ -12,6 +12,7 @@ Code that runs on a device names axes and never asks whether one is "on": an axi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -29,7 +30,7 @@ def mesh_shape(layout: LayoutConfig) -> tuple[int, ...]:
     return (layout.replica, 1, layout.data, 1, 1, layout.model)
 
 
-def make_mesh(layout: LayoutConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(layout: LayoutConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `devices` (all devices when None), ordered so that neighbours on `model` are close.
 
     Raises:

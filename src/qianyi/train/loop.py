@@ -40,7 +40,12 @@ class NotFiniteError(QianyiError):
 
 
 def train_loop(
-    config: Config, train_step: TrainStep, state: TrainState, batches: Iterator[Batch], peak_flops: float | None, hooks: Hooks
+    config: Config,
+    train_step: TrainStep,
+    state: TrainState,
+    batches: Iterator[Batch],
+    peak_flops: float | None,
+    hooks: Hooks,
 ) -> TrainState:
     """Run from `state` to train.steps, or until told to stop.
 

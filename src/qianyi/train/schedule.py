@@ -1,6 +1,7 @@
 """Learning rate over steps: linear warm-up, then a decay."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -8,7 +9,7 @@ from jax import Array
 from qianyi.config.schema import ScheduleConfig
 
 
-def make_schedule(schedule: ScheduleConfig, peak: float, steps: int) -> Callable[[Array], Array]:
+def make_schedule(schedule: ScheduleConfig, peak: float, steps: int) -> Callable[[Any], Any]:
     """The learning rate of step n (0 is the first): the warm-up ends, and the run ends, exactly at their last steps.
 
     cosine: half a period from the peak to final_ratio * peak (Loshchilov & Hutter 2017). wsd: constant, then linear over the last

@@ -41,7 +41,7 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     drawn = jax.eval_shape(lambda: _draw(config))
     replicated = NamedSharding(mesh, P())
 
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def place(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
 
     # Moments lie as their parameters do; everything else is a scalar.

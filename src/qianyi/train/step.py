@@ -7,7 +7,7 @@ one device and every communication is written out; the update is ordinary array 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
             scale = jnp.minimum(1, config.optimizer.clip_norm / norm)
             gradients = jax.tree.map(lambda g: g * scale, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         metrics = Metrics(loss, z_loss, norm, rate(state.step))
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
@@ -98,7 +98,8 @@ def make_loss_and_gradients(config: Config) -> Callable[[Tree, Batch], LossAndGr
             sum_over(ce, BATCH_AXES), sum_over(z, BATCH_AXES), _global_norm(gradients, param_specs), gradients
         )
 
-    out_specs = LossAndGradients(P(), P(), P(), param_specs)
+    scalar: Any = P()
+    out_specs = LossAndGradients(scalar, scalar, scalar, param_specs)
     return jax.shard_map(on_device, in_specs=(param_specs, batch_spec(config.layout)), out_specs=out_specs)
 
 
@@ -109,9 +110,7 @@ def make_eval_step(config: Config) -> Callable[[Tree, Batch], tuple[Array, Array
 
     def on_device(params: Tree, batch: Batch) -> tuple[Array, Array]:
         gather = _gatherer(param_specs, config)
-        sums = decoder_loss(
-            params, batch["inputs"], batch["targets"], config.model, gather, 0.0, train.loss_chunk_tokens
-        )
+        sums = decoder_loss(params, batch["inputs"], batch["targets"], config.model, gather, 0.0, train.loss_chunk_tokens)
         return sum_over(sums.cross_entropy, BATCH_AXES), sum_over(jnp.sum(batch["targets"] >= 0), BATCH_AXES)
 
     return jax.jit(jax.shard_map(on_device, in_specs=(param_specs, batch_spec(config.layout)), out_specs=(P(), P())))
@@ -150,4 +149,5 @@ def _global_norm(gradients: Tree, param_specs: Tree) -> Array:
         copies = math.prod(lax.axis_size(axis) for axis in AXES if axis not in spec)
         return vary(jnp.sum(g * g) / copies)
 
-    return jnp.sqrt(sum_over(sum(jax.tree.leaves(jax.tree.map(squares, gradients, param_specs))), AXES))
+    total = jnp.stack(jax.tree.leaves(jax.tree.map(squares, gradients, param_specs))).sum()
+    return jnp.sqrt(sum_over(total, AXES))
