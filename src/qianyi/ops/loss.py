@@ -47,8 +47,8 @@ def vocabulary_loss(x: Array, table: Array, targets: Array, z_weight: float, chu
     padding = -N % chunk
     x = jnp.pad(x, ((0, padding), (0, 0)))
     targets = jnp.pad(targets, (0, padding), constant_values=-1)
-    cross_entropy, z = _loss(z_weight, chunk, x, table, targets)
-    return LossSums(cross_entropy, z)
+    sums: tuple[Array, Array] = _loss(z_weight, chunk, x, table, targets)  # pyright: ignore[reportAssignmentType]
+    return LossSums(*sums)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
