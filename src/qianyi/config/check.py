@@ -16,10 +16,14 @@ ACTIVATIONS = (
     "attn_out",
     "attn_proj",
     "mlp_norm",
+    "mlp_up",
+    "mlp_gate",
     "mlp_hidden",
     "mlp_out",
 )
 """Activations of a block that `model.remat` may name."""
+MATMUL_ACTIVATIONS = ("query", "key", "value", "attn_out", "attn_proj", "mlp_up", "mlp_gate")
+"""What `model.remat=matmuls` keeps: with these, the backward pass repeats no matmul and no attention."""
 
 
 def check(config: Config, n_devices: int | None = None) -> None:

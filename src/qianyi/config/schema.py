@@ -57,9 +57,9 @@ class ModelConfig(Part):
     """Standard deviation of the normal initializer; projections into the residual stream use init_std / sqrt(2 n_layers)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of matmul inputs and activations; parameters, optimizer state and reductions are float32."""
-    remat: Literal["none", "full"] | tuple[str, ...] = "none"
-    """Activations kept for the backward pass: `none` recomputes nothing, `full` recomputes whole blocks, a list keeps
-    just the named ones (see `qianyi.config.check.ACTIVATIONS`)."""
+    remat: Literal["matmuls", "full"] | tuple[str, ...] = "matmuls"
+    """Activations kept for the backward pass: `matmuls` keeps what matmuls and attention made and recomputes the cheap rest, `full`
+    recomputes whole blocks, a list keeps just the named ones (see `qianyi.config.check.ACTIVATIONS`)."""
 
     @property
     def kv_heads(self) -> int:

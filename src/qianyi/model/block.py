@@ -103,14 +103,17 @@ def attention(h: Array, w: Tree, m: ModelConfig, positions: Array, attend: Atten
         q, k = rotate(q, positions, m.rope_theta), rotate(k, positions, m.rope_theta)
     q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
     out, state = attend(q, k, v)
-    return jnp.einsum("bthk,hkd->btd", checkpoint_name(out, "attn_out"), w["out"]), state
+    return jnp.einsum("bthk,hkd->btd", out, w["out"]), state
 
 
 def mlp(h: Array, w: Tree, m: ModelConfig) -> Array:
     """[B, T, D] -> partial sums [B, T, D] over the local hidden units."""
-    up = _add_bias(jnp.einsum("btd,df->btf", h, w["up"]), w, "up_bias")
-    gated = m.mlp == "swiglu"
-    hidden = jax.nn.silu(jnp.einsum("btd,df->btf", h, w["gate"])) * up if gated else jax.nn.gelu(up, approximate=True)
+    up = checkpoint_name(_add_bias(jnp.einsum("btd,df->btf", h, w["up"]), w, "up_bias"), "mlp_up")
+    if m.mlp == "swiglu":
+        gate = checkpoint_name(jnp.einsum("btd,df->btf", h, w["gate"]), "mlp_gate")
+        hidden = jax.nn.silu(gate) * up
+    else:
+        hidden = jax.nn.gelu(up, approximate=True)
     return jnp.einsum("btf,fd->btd", checkpoint_name(hidden, "mlp_hidden"), w["down"])
 
 

@@ -7,12 +7,13 @@ Dims as in `qianyi.model.block`; V vocabulary rows (local: 1 / model of the whol
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from qianyi.config.check import MATMUL_ACTIVATIONS
 from qianyi.config.schema import ModelConfig
 from qianyi.model.block import block, block_params, norm, norm_params
 from qianyi.model.param import Param, Tree, stack
@@ -134,15 +135,9 @@ def _causal(q: Array, k: Array, v: Array) -> tuple[Array, None]:
 
 
 def _remat_policy(m: ModelConfig) -> Callable[..., bool] | None:
+    """What is kept. Never what a collective put together from shards: whole weights and whole sequences are gathered again in the backward
+    pass (ZeRO-3: Rajbhandari et al. 2020; sequences: Korthikanti et al. 2022, section 4.2.2)."""
     if m.remat == "full":
         return None
-    if m.remat == "none":
-        return _keep_all_but_gathered
-    return jax.checkpoint_policies.save_only_these_names(*m.remat)
-
-
-def _keep_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Keep every activation except what a collective put together from shards: whole weights and whole sequences are
-    gathered again in the backward pass (ZeRO-3: Rajbhandari et al. 2020; sequences: Korthikanti et al. 2022, section 4.2.2)."""
-    # `unshard` has a derivative of its own, which makes it one primitive here.
-    return primitive.name not in {"all_gather", "custom_vjp_call"}
+    kept = MATMUL_ACTIVATIONS if m.remat == "matmuls" else m.remat
+    return jax.checkpoint_policies.save_only_these_names(*kept)

@@ -73,12 +73,12 @@ def _loss_forward(
         d_logits = p * (1 + 2 * z_weight * log_z[:, None]) - _is_target(tc, table.shape[0])
         d_logits = jnp.where(scored, d_logits, 0).astype(x.dtype)
         d_x = jnp.einsum("cv,vd->cd", d_logits, table)
-        d_table = d_table + jnp.einsum("cv,cd->vd", d_logits, xc, preferred_element_type=jnp.float32)
+        d_table = d_table + jnp.einsum("cd,cv->dv", xc, d_logits, preferred_element_type=jnp.float32)
         return (cross_entropy + ce_c, z + z_c, d_table), d_x
 
-    init = (*_zero_sums(x, targets), vary(jnp.zeros(table.shape, jnp.float32)))
+    init = (*_zero_sums(x, targets), vary(jnp.zeros(table.shape[::-1], jnp.float32)))
     (cross_entropy, z, d_table), d_x = lax.scan(body, init, _chunks(chunk, x, targets))
-    return (cross_entropy, z), (d_x.reshape(x.shape), d_table.astype(table.dtype))
+    return (cross_entropy, z), (d_x.reshape(x.shape), d_table.T.astype(table.dtype))
 
 
 def _loss_backward(

@@ -66,17 +66,18 @@ def unshard(w: Array, spec: P, dtype: Any) -> Array:
     """A whole weight from its FSDP shards, cast before it travels; its gradient is reduced in float32 and sharded again."""
     from_type = jax.typeof(w)
 
-    @jax.custom_vjp
-    def gather(w: Array) -> Array:
+    def forward(w: Array) -> tuple[Array, None]:
         full = vary(w if dtype is None else w.astype(dtype))
         for dim in _data_dims(spec):
             full = all_gather(full, "data", dim)
-        return full
+        return full, None
 
     def backward(_: None, gradient: Array) -> tuple[Array]:
         return (reduce_gradient(gradient, spec).astype(from_type.dtype),)
 
-    gather.defvjp(lambda w: (gather(w), None), backward)
+    gather = jax.custom_vjp(lambda w: forward(w)[0])
+    # The forward rule communicates in plain sight, where a rematerialization policy sees it.
+    gather.defvjp(forward, backward)
     return gather(w)
 
 
