@@ -17,7 +17,7 @@ _EXPECTED = {
     "int_type": "an integer",
     "float_type": "a number",
     "bool_type": "true or false",
-    "string_type": "text (in quotes, if it looks like a number)",
+    "string_type": "text",
     "tuple_type": "a list",
     "model_type": "a group of keys",
 }
@@ -65,10 +65,22 @@ def _explain(location: _Location, alternatives: list[ErrorDetails], flat: Flat) 
         case "extra_forbidden":
             return f"{place}: unknown key `{key}`{nearest(str(location[-1]), _siblings(location))}"
         case _:
-            found = inline(error["input"])
-            shown = found if len(found) <= 60 else f"{found[:57]}..."
-            hint = nearest(found, _choices(meant)) if isinstance(error["input"], str) else ""
-            return f"{place}: {key}: expected {' or '.join(map(_expected, meant))}, found {shown}{hint}"
+            return f"{place}: {key}: expected {' or '.join(map(_expected, meant))}, found {shown(error['input'])}{_hint(meant)}"
+
+
+def shown(value: Any) -> str:
+    """A value as a recipe would say it, cut when it is long."""
+    text = inline(value)
+    return f"`{text}`" if len(text) <= 60 else f"`{text[:57]}...`"
+
+
+def _hint(errors: Sequence[ErrorDetails]) -> str:
+    value, types = errors[0]["input"], {error["type"] for error in errors}
+    if isinstance(value, str):
+        return nearest(
+            value, [choice for e in errors if e["type"] == "literal_error" for choice in re.findall("'([^']*)'", e["msg"])]
+        )
+    return "; quote it to make it text" if "string_type" in types and isinstance(value, int | float) else ""
 
 
 def _place(location: _Location, message: str, flat: Flat) -> str:
@@ -87,10 +99,6 @@ def _expected(error: ErrorDetails) -> str:
         return f"text that matches {error.get('ctx', {}).get('pattern')}"
     message = error["msg"].removeprefix("Input should be ")
     return _EXPECTED.get(error["type"], message if error["type"] == "literal_error" else f"a value {message}")
-
-
-def _choices(errors: Sequence[ErrorDetails]) -> list[str]:
-    return [choice for error in errors if error["type"] == "literal_error" for choice in re.findall(r"'([^']*)'", error["msg"])]
 
 
 def _siblings(location: _Location) -> list[str]:

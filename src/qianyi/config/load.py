@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from qianyi.config import recipes
-from qianyi.config.explain import DEFAULT, explain, nearest
+from qianyi.config.explain import DEFAULT, explain, nearest, shown
 from qianyi.config.schema import Config
 from qianyi.config.source import COMMAND_LINE, Flat, Value, inline, parse_file, parse_override
 from qianyi.errors import ConfigError
@@ -42,7 +42,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Resolved:
     flat = _read(_find(recipe), ())
     for override in overrides:
         try:
-            flat = _merge(flat, parse_override(override))
+            flat |= parse_override(override)
         except ConfigError as error:
             problems.append(str(error))
     unknown = _unknown_keys(flat)
@@ -109,7 +109,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Flat:
     if base is None:
         return flat
     if not isinstance(base.value, str):
-        raise ConfigError(f"{base.origin}: extends: expected the name of a recipe or a path, found {inline(base.value)}")
+        raise ConfigError(f"{base.origin}: extends: expected the name of a recipe or a path, found {shown(base.value)}")
     try:
         file = _find(base.value, path)
         inherited = _read(file, (*above, path.resolve()))
@@ -117,13 +117,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Flat:
         # The chain of files leads from the command line to the mistake.
         raise ConfigError(f"{base.origin}: extends: {error}") from None
     inherited.pop("description", None)
-    return _merge(inherited, flat)
-
-
-def _merge(base: Flat, over: Flat) -> Flat:
-    """`over` wins; parts of a value replace the whole of it."""
-    kept = {k: v for k, v in base.items() if not any(o.startswith(f"{k}.") for o in over)}
-    return {**kept, **over}
+    return inherited | flat
 
 
 def _unknown_keys(flat: Flat) -> dict[str, str]:
@@ -134,7 +128,7 @@ def _unknown_keys(flat: Flat) -> dict[str, str]:
     for key, entry in flat.items():
         if key in groups and not _says_nothing(entry):
             example = next(k for k in known if k.startswith(f"{key}."))
-            wrong[key] = f"{entry.origin}: `{key}` is a group of keys, such as `{example}`; found {inline(entry.value)}"
+            wrong[key] = f"{entry.origin}: `{key}` is a group of keys, such as `{example}`; found {shown(entry.value)}"
         elif key not in known and key not in groups:
             wrong[key] = f"{entry.origin}: unknown key `{key}`{nearest(key, known)}"
     return wrong
