@@ -1,5 +1,6 @@
 """`qianyi data`."""
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -55,6 +56,9 @@ def show_manifest(manifest: Json, config: Config) -> None:
         )
     console = Console(highlight=False)
     console.print(table)
+    for name, source in manifest["sources"].items():
+        if source["blank_documents"]:
+            console.print(f"{name}: {source['blank_documents']:,} blank documents were skipped")
     console.print(f"{config.data.dir}/shards: {manifest['vocab_size']:,} tokens in the vocabulary")
 
 
@@ -63,10 +67,15 @@ def _progress() -> Generator[Progress]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading")
+        doing, since = "", 0.0
 
         def progress(what: str, documents: int, n_bytes: int) -> None:
-            seconds = bar.tasks[task].elapsed or 1e-9
-            rate = n_bytes / 1e6 / max(seconds, 1e-3)
-            bar.update(task, description=f"{what}: {documents:,} documents, {n_bytes / 1e6:,.1f} MB ({rate:.1f} MB/s)")
+            nonlocal doing, since
+            now = time.monotonic()
+            if what != doing:
+                doing, since = what, now
+            rate = n_bytes / 1e6 / max(now - since, 1e-3)
+            amount = f": {documents:,} documents, {n_bytes / 1e6:,.1f} MB ({rate:.1f} MB/s)" if documents else ""
+            bar.update(task, description=what + amount)
 
         yield progress

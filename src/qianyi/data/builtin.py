@@ -1,5 +1,6 @@
 """Real texts that PyPI packages carry: only their data files are read, the packages are never imported."""
 
+import html
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -29,14 +30,21 @@ class Builtin:
 
 
 def _scenes(file: Path) -> Iterator[str]:
-    """A play in Markdown as one plain text per scene: emphasis and trailing blanks removed, speakers kept on lines of their own."""
-    for scene in re.split(r"(?m)^(?=#{2,3} )", file.read_text(encoding="utf-8")):
-        plain = re.sub(r"(?m)^#+ *", "", scene)
-        plain = re.sub(r"\*\*(.+?)\*\*", r"\1:", plain)
-        plain = re.sub(r"(?s)_(.+?)_", r"[\1]", plain)
-        plain = re.sub(r"(?m) +$", "", plain).strip()
+    """A play in Markdown as one plain text per scene: directions in brackets, speakers on lines of their own."""
+    for scene in re.split(r"(?m)^(?=#{2,4} )", file.read_text(encoding="utf-8")):
+        plain = _plain(scene)
         if len(plain) > 200:  # headings of acts and lists of titles are not scenes
             yield plain
+
+
+def _plain(markdown: str) -> str:
+    text = re.sub(r"(?m)^#+ *", "", html.unescape(markdown))
+    text = re.sub(r"\\(\W)", r"\1", text)
+    text = re.sub(r"\*\*(.+?)\*\*", r"\1:", text)
+    # Emphasis marks a direction, which may have brackets already, and then not always both marks: _Exit_, __[Aside]_, [Within]_
+    text = re.sub(r"[_*]*\[([^\]]*)\][_*]*", r"[\1]", text)
+    text = re.sub(r"([_*])((?:(?!\n\n)[^_*\[\]])+)\1", r"[\2]", text)
+    return re.sub(r"(?m)[ \t]+$", "", text).strip()
 
 
 def _chapters(file: Path) -> Iterator[str]:

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
 from qianyi.config.schema import DataConfig
-from qianyi.data.shards import BLOCK_TOKENS, TokenStream, token_dtype
+from qianyi.data.shards import BLOCK_TOKENS, FORMAT, TokenStream, token_dtype
 from qianyi.data.stage import read_manifest
 from qianyi.errors import DataError
 
@@ -65,7 +65,8 @@ class TrainingData:
             [grain.MapDataset.source(w).shuffle(seed=data.seed + i).repeat() for i, w in enumerate(self._windows.values())],
             weights=list(self.weights.values()),
         )
-        shards = hashlib.sha256(json.dumps(manifest["settings"], sort_keys=True).encode()).hexdigest()
+        content = [(name, source["train"]["shards"]) for name, source in manifest["sources"].items()]
+        shards = hashlib.sha256(json.dumps([manifest["settings"]["tokenizer_sha256"], content]).encode()).hexdigest()
         self.record = {
             "shards": shards[:16],
             "seed": data.seed,
@@ -143,6 +144,8 @@ class ValidationData:
 
 def _open(shards: Path, split: str) -> tuple[dict[str, Any], dict[str, TokenStream]]:
     manifest = read_manifest(shards)
+    if manifest["settings"].get("format") != FORMAT:
+        raise DataError(f"{shards}: made by another version of Qianyi; delete it and run `qianyi data prepare RECIPE`")
     dtype = token_dtype(manifest["vocab_size"])
     streams = {name: TokenStream(shards / split / name, dtype, s[split]["shards"]) for name, s in manifest["sources"].items()}
     return manifest, streams

@@ -8,8 +8,9 @@ it comes from.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ from qianyi.config.schema import DataConfig, SourceConfig
 from qianyi.data.read import read_documents, source_files
 from qianyi.data.shards import FORMAT, ShardWriter, token_dtype
 from qianyi.data.stage import MANIFEST, Json, describe_files, read_manifest, run_stage
-from qianyi.data.tokenizer import end_token, load_tokenizer, train_tokenizer
+from qianyi.data.tokenizer import end_token, id_count, load_tokenizer, train_tokenizer
 from qianyi.errors import DataError
 
 SPLITS = ("train", "validation")
 Progress = Callable[[str, int, int], None]
 """(what is being done, documents so far, bytes of text so far)."""
 
-_BATCH_DOCUMENTS = 256
+_BATCH_PIECES = 256
+_BATCH_CHARACTERS = 1 << 21
+_PIECE_CHARACTERS = 1 << 19
+_LINE_START = re.compile(r"(?<=\n)(?=\S)")
 _TOKENIZER_BYTES = 256 << 20
 """Text per source that a tokenizer is trained on at most; more changes little and costs memory."""
 
@@ -45,15 +49,15 @@ def prepare(data: DataConfig, vocab_size: int, progress: Progress) -> Json:
         raise DataError("data.sources is empty: name a file or directory of text, data.sources='[{name: books, path: books/}]'")
     files = [file for source in data.sources for file in source_files(source.path)]
     directory = Path(data.dir)
+    progress("checking the inputs", 0, 0)
     inputs, times = describe_files(files, _manifest_if_any(directory / "shards"))
-    path = Path(data.tokenizer) if data.tokenizer else tokenizer_path(data)
     if data.tokenizer is None:
         _make_tokenizer(data, vocab_size, inputs, times, progress)
+    path = tokenizer_path(data)
     tokenizer = load_tokenizer(path)
-    if tokenizer.get_vocab_size() > vocab_size:
-        raise DataError(
-            f"{path}: the tokenizer has {tokenizer.get_vocab_size()} tokens, model.vocab_size is {vocab_size}; raise it to that"
-        )
+    size, end = id_count(tokenizer), end_token(tokenizer, path)
+    if size > vocab_size:
+        raise DataError(f"{path}: the tokenizer has {size} tokens, model.vocab_size is {vocab_size}; raise it to that")
     settings = {
         "format": FORMAT,
         "inputs": inputs,
@@ -65,11 +69,11 @@ def prepare(data: DataConfig, vocab_size: int, progress: Progress) -> Json:
     }
 
     def build(out: Path) -> Json:
-        end = end_token(tokenizer, path)
+        _require_both_splits(data)
         packed = {s.name: _pack_source(s, data, tokenizer, end, out, progress) for s in data.sources}
-        return {"vocab_size": tokenizer.get_vocab_size(), "end_token": end, "sources": packed, "input_times": times}
+        return {"vocab_size": size, "end_token": end, "sources": packed}
 
-    return run_stage(directory / "shards", settings, build)
+    return run_stage(directory / "shards", settings, times, build)
 
 
 def tokenizer_path(data: DataConfig) -> Path:
@@ -88,6 +92,9 @@ def _manifest_if_any(out: Path) -> Json | None:
 
 
 def _make_tokenizer(data: DataConfig, vocab_size: int, inputs: list[Json], times: dict[str, int], progress: Progress) -> None:
+    path = tokenizer_path(data)
+    if not path.exists():
+        (path.parent / MANIFEST).unlink(missing_ok=True)  # it was lost: train it again
     size = data.tokenizer_vocab_size or vocab_size
     settings = {
         "inputs": inputs,
@@ -97,65 +104,119 @@ def _make_tokenizer(data: DataConfig, vocab_size: int, inputs: list[Json], times
     }
 
     def build(out: Path) -> Json:
+        _require_both_splits(data)
         texts = (text for source in data.sources for text in _training_texts(source, data, progress))
         tokenizer = train_tokenizer(texts, size)
-        tokenizer.save(str(out / "tokenizer.json"))
-        return {"entries": tokenizer.get_vocab_size(), "input_times": times}
+        (out / path.name).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        return {"entries": id_count(tokenizer)}
 
-    run_stage(Path(data.dir) / "tokenizer", settings, build)
+    run_stage(path.parent, settings, times, build)
 
 
 def _training_texts(source: SourceConfig, data: DataConfig, progress: Progress) -> Iterator[str]:
     n_bytes = 0
     for number, document in enumerate(read_documents(source.path, data.text_key), 1):
-        if n_bytes < _TOKENIZER_BYTES and not is_validation(document.text, data.validation_fraction):
+        if not is_validation(document.text, data.validation_fraction):
             n_bytes += len(document.text.encode())
             yield document.text
         progress(f"tokenizer: reading {source.name}", number, n_bytes)
+        if n_bytes >= _TOKENIZER_BYTES:
+            return
+
+
+def _require_both_splits(data: DataConfig) -> None:
+    """Refuse a source without text for one of the splits before hours are spent on it; most are through after a few documents."""
+    for source in data.sources:
+        counts, blank = [0, 0], 0
+        for document in read_documents(source.path, data.text_key):
+            if _is_blank(document.text):
+                blank += 1
+            else:
+                counts[is_validation(document.text, data.validation_fraction)] += 1
+            if all(counts):
+                break
+        else:
+            raise DataError(_explain_empty(source, counts, blank))
+
+
+def _explain_empty(source: SourceConfig, counts: list[int], blank: int) -> str:
+    if not any(counts):
+        return f"data.sources.{source.name}: {source.path} holds no text ({blank} blank documents)"
+    split, remedy = ("train", "lower") if counts[1] else ("validation", "raise")
+    return (
+        f"data.sources.{source.name}: none of its {sum(counts)} documents fell into the {split} split; "
+        f"{remedy} data.validation_fraction, or split the text into more documents (one JSON line each)"
+    )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A document, or a part of a long one."""
+
+    text: str
+    split: str
+    is_last: bool
 
 
 def _pack_source(
     source: SourceConfig, data: DataConfig, tokenizer: Tokenizer, end: int, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    dtype = token_dtype(tokenizer.get_vocab_size())
+    dtype = token_dtype(id_count(tokenizer))
     writers = {split: ShardWriter(out / split / source.name, dtype, data.shard_tokens) for split in SPLITS}
     counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
     blank = 0
-    for documents in _batches(read_documents(source.path, data.text_key)):
-        texts = [d.text for d in documents if d.text.strip()]
-        blank += len(documents) - len(texts)
-        for text, encoding in zip(texts, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
-            split = SPLITS[is_validation(text, data.validation_fraction)]
-            writers[split].add([*encoding.ids, end])
-            count = counts[split]
-            count["documents"] += 1
-            count["tokens"] += len(encoding.ids) + 1
-            count["bytes"] += len(text.encode())
-        progress(
-            f"packing {source.name}",
-            sum(c["documents"] for c in counts.values()),
-            sum(c["bytes"] for c in counts.values()),
-        )
-    packed: dict[str, Any] = {"blank_documents": blank}
-    for split in SPLITS:
-        if not counts[split]["documents"]:
-            raise DataError(_explain_empty(source, split, counts, blank))
-        packed[split] = {**counts[split], "shards": writers[split].close()}
-    return packed
+
+    def pieces() -> Iterator[_Piece]:
+        nonlocal blank
+        for document in read_documents(source.path, data.text_key):
+            if _is_blank(document.text):
+                blank += 1
+                continue
+            split = SPLITS[is_validation(document.text, data.validation_fraction)]
+            *parts, last = cut(document.text)
+            yield from (_Piece(part, split, False) for part in parts)
+            yield _Piece(last, split, True)
+
+    for batch in _batches(pieces()):
+        encodings = tokenizer.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
+        for piece, encoding in zip(batch, encodings, strict=True):
+            tokens = [*encoding.ids, end] if piece.is_last else encoding.ids
+            writers[piece.split].add(tokens)
+            count = counts[piece.split]
+            count["documents"] += piece.is_last
+            count["tokens"] += len(tokens)
+            count["bytes"] += len(piece.text.encode())
+        documents, n_bytes = (sum(count[unit] for count in counts.values()) for unit in ("documents", "bytes"))
+        progress(f"packing {source.name}", documents, n_bytes)
+    packed = {split: {**counts[split], "shards": writers[split].close()} for split in SPLITS}
+    return {"blank_documents": blank, **packed}
 
 
-def _explain_empty(source: SourceConfig, split: str, counts: dict[str, dict[str, int]], blank: int) -> str:
-    documents = sum(c["documents"] for c in counts.values())
-    if not documents:
-        return f"data.sources.{source.name}: {source.path} holds no text ({blank} blank documents)"
-    remedy = "raise" if split == "validation" else "lower"
-    return (
-        f"data.sources.{source.name}: none of its {documents} documents fell into the {split} split; "
-        f"{remedy} data.validation_fraction, or split the text into more documents (one JSON line each)"
-    )
+def cut(text: str) -> list[str]:
+    """A long text in pieces, cut where a line ends and the next begins with a mark (no token of ours spans that), if such a
+    place is near: to encode a text takes some hundred times its size in memory."""
+    pieces: list[str] = []
+    start = 0
+    while len(text) - start > 2 * _PIECE_CHARACTERS:
+        line = _LINE_START.search(text, start + _PIECE_CHARACTERS, start + 2 * _PIECE_CHARACTERS)
+        stop = line.start() if line else start + 2 * _PIECE_CHARACTERS
+        pieces.append(text[start:stop])
+        start = stop
+    return [*pieces, text[start:]]
 
 
-def _batches(documents: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(documents)
-    while batch := list(islice(iterator, _BATCH_DOCUMENTS)):
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
+
+
+def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+    batch: list[_Piece] = []
+    characters = 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece.text)
+        if len(batch) == _BATCH_PIECES or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch

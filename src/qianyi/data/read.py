@@ -108,7 +108,7 @@ class _ZstdChunks(io.RawIOBase):
                 self._frame, self._fed = zstandard.ZstdDecompressor().decompressobj(), False
             else:
                 rest = b""
-            chunk = rest or self._raw.read(1 << 18)
+            chunk = rest or self._raw.read(1 << 16)
             if not chunk:
                 if self._fed:
                     raise zstandard.ZstdError("the last frame is incomplete")
@@ -130,22 +130,31 @@ def _read_jsonl(file: Path, lines: BinaryIO, text_key: str) -> Iterator[Document
             record = json.loads(_decode(line, where))
         except json.JSONDecodeError as error:
             raise DataError(f"{where}: broken JSON at column {error.colno}: {error.msg}") from None
+        except (ValueError, RecursionError) as error:  # a number too long or lists nested too deep for Python
+            raise DataError(f"{where}: JSON that cannot be read: {error}") from None
         yield Document(_text_of(record, text_key, where), where)
 
 
 def _read_parquet(file: Path, text_key: str) -> Iterator[Document]:
     try:
-        table = pq.ParquetFile(file)
-        names = table.schema_arrow.names
-        if text_key not in names:
-            raise DataError(f"{file}: no column `{text_key}`; there are {', '.join(names)}: set data.text_key")
-        row = 0
-        for batch in table.iter_batches(1024, columns=[text_key]):
-            for value in batch.column(0).to_pylist():
-                row += 1
-                yield Document(_require_text(value, text_key, f"{file} row {row}"), f"{file}#{row}")
+        with pq.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if text_key not in names:
+                raise DataError(f"{file}: no column `{text_key}`; there are {', '.join(names)}: set data.text_key")
+            row = 0
+            for batch in table.iter_batches(128, columns=[text_key]):
+                for value in batch.column(0):
+                    row += 1
+                    yield Document(_text_of_cell(value, text_key, f"{file} row {row}"), f"{file}#{row}")
     except pa.ArrowException as error:
         raise DataError(f"{file}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _text_of_cell(cell: Any, text_key: str, where: str) -> str:
+    try:
+        return _require_text(cell.as_py(), text_key, where)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: `{text_key}` holds invalid UTF-8 at byte {error.start}; write the file again") from None
 
 
 def _text_of(record: Any, text_key: str, where: str) -> str:
@@ -168,7 +177,7 @@ def _require_text(value: Any, text_key: str, where: str) -> str:
 
 def _decode(data: bytes, where: str) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")  # the byte order mark of some editors
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where}: invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x}); convert the file to UTF-8"

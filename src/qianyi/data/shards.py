@@ -33,13 +33,14 @@ class ShardWriter:
         self._directory, self._dtype = directory, dtype
         # Whole blocks, so that a shard but the last has no short one.
         self._limit = max(shard_tokens // BLOCK_TOKENS, 1) * BLOCK_TOKENS
-        self._blocks: list[NDArray[Any]] = []
-        self._pending = np.empty(0, dtype)
+        self._waiting: list[NDArray[Any]] = []
+        self._waiting_tokens = 0
         self.shards: list[dict[str, Any]] = []
 
     def add(self, tokens: list[int]) -> None:
-        self._blocks.append(np.array(tokens, self._dtype))
-        if sum(map(len, self._blocks)) >= BLOCK_TOKENS:
+        self._waiting.append(np.array(tokens, self._dtype))
+        self._waiting_tokens += len(tokens)
+        if self._waiting_tokens >= BLOCK_TOKENS:
             self._flush(whole_blocks=True)
 
     def close(self) -> list[dict[str, Any]]:
@@ -48,12 +49,11 @@ class ShardWriter:
         return self.shards
 
     def _flush(self, whole_blocks: bool) -> None:
-        data = np.concatenate([self._pending, *self._blocks])
-        self._blocks = []
+        data = np.concatenate([np.empty(0, self._dtype), *self._waiting])
         stop = len(data) // BLOCK_TOKENS * BLOCK_TOKENS if whole_blocks else len(data)
         for start in range(0, stop, BLOCK_TOKENS):
             self._write(data[start : min(start + BLOCK_TOKENS, stop)])
-        self._pending = data[stop:]
+        self._waiting, self._waiting_tokens = [data[stop:]], len(data) - stop
 
     def _write(self, block: NDArray[Any]) -> None:
         if not self.shards or self.shards[-1]["tokens"] >= self._limit:
@@ -86,9 +86,10 @@ class TokenStream:
             if found_bytes != wanted_bytes:
                 found = "is missing" if found_bytes is None else f"has {found_bytes} bytes"
                 raise DataError(f"{path} {found}; the manifest says {wanted_bytes} bytes. {_MEND}")
-        # Plain reads, not a memory map: a map of a file that is cut short under it kills the process.
-        self._files = [path.open("rb", buffering=0) for path in self._paths]
-        weakref.finalize(self, _close, self._files)
+        # Shards are opened through this handle: when the directory is replaced by another preparation while a run reads it,
+        # they are missing then, and never those of the other.
+        self._directory = os.open(directory, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._directory)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -101,7 +102,7 @@ class TokenStream:
         """
         parts: list[NDArray[Any]] = []
         first = int(np.searchsorted(self._starts, start, "right")) - 1
-        for shard in range(first, len(self._files)):
+        for shard in range(first, len(self._paths)):
             low = max(start - int(self._starts[shard]), 0)
             high = min(stop, int(self._starts[shard + 1])) - int(self._starts[shard])
             if high <= low:
@@ -111,10 +112,19 @@ class TokenStream:
         return np.concatenate(parts).astype(np.int32)
 
     def _bytes(self, shard: int, low: int, high: int) -> bytes:
-        size = self._dtype.itemsize
-        data = os.pread(self._files[shard].fileno(), (high - low) * size, low * size)
+        # Plain reads, not a memory map: a map of a file that is cut short under it kills the process. And a file is open just
+        # while it is read: a large corpus has more shards than a process may have open files.
+        path, size = self._paths[shard], self._dtype.itemsize
+        try:
+            descriptor = os.open(path.name, os.O_RDONLY, dir_fd=self._directory)
+            try:
+                data = os.pread(descriptor, (high - low) * size, low * size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read any more ({error.strerror}); was it replaced or moved?") from None
         if len(data) != (high - low) * size:
-            raise DataError(f"{self._paths[shard]} was cut short while it was being read. {_MEND}")
+            raise DataError(f"{path} was cut short while it was being read. {_MEND}")
         return data
 
     def _verify(self, shard: int, low: int, high: int) -> None:
@@ -122,14 +132,13 @@ class TokenStream:
         for block in range(low // BLOCK_TOKENS, (high - 1) // BLOCK_TOKENS + 1):
             if not self._verified[shard][block]:
                 data = self._bytes(shard, block * BLOCK_TOKENS, min((block + 1) * BLOCK_TOKENS, tokens))
-                if zlib.crc32(data) != self._crc32[shard][block]:
-                    raise DataError(f"{self._paths[shard]}: block {block} is corrupt (its CRC-32 is not the manifest's). {_MEND}")
+                found, wanted = zlib.crc32(data), self._crc32[shard][block]
+                if found != wanted:
+                    raise DataError(
+                        f"{self._paths[shard]}: block {block} is corrupt: "
+                        f"its CRC-32 is {found:08x}, the manifest says {wanted:08x}. {_MEND}"
+                    )
                 self._verified[shard][block] = True
-
-
-def _close(files: list[Any]) -> None:
-    for file in files:
-        file.close()
 
 
 _MEND = "Delete the directory `shards` that it is in and run `qianyi data prepare RECIPE`"

@@ -1,15 +1,18 @@
 """A stage is a pure function from inputs to an output directory, run once.
 
 The directory appears whole or not at all: it is built beside its place and moved there, its manifest (the settings and inputs that it
-was made from, and what came out) being written last. Running again with the same settings does nothing.
+was made from, and what came out) being written last. Running again with the same settings does nothing. Two runs at one time take
+turns, so that the second finds what the first has made.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +22,35 @@ Json = dict[str, Any]
 MANIFEST = "manifest.json"
 
 
-def run_stage(out: Path, settings: Json, build: Callable[[Path], Json]) -> Json:
+def run_stage(out: Path, settings: Json, input_times: dict[str, int], build: Callable[[Path], Json]) -> Json:
     """Make `out` with `build(directory) -> results`, unless it is there with the same settings.
 
+    Args:
+        out: the directory.
+        settings: all that determines the output, the inputs among them (see `describe_files`).
+        input_times: when the inputs were last changed; noted, so that the next run need not read those that are as old.
+        build: fills an empty directory.
+
     Returns:
-        The manifest: `settings` and the results.
+        The manifest: `settings`, `input_times` and the results.
 
     Raises:
+        DataError: the directory cannot be written.
         ResourceError: the disk is full; nothing that was there before is lost.
     """
-    if (out / MANIFEST).exists():
-        manifest = read_manifest(out)
-        if manifest["settings"] == settings:
-            return manifest
-    partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
+    if manifest := _made_with(out, settings, input_times):
+        return manifest
+    partial = out.with_name(f".{out.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        manifest = {"settings": settings, **build(partial)}
-        write_json(partial / MANIFEST, manifest)
-        shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(out.with_name(f".{out.name}.lock")):
+            if manifest := _made_with(out, settings, input_times):
+                return manifest
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            manifest = {"settings": settings, "input_times": input_times, **build(partial)}
+            write_json(partial / MANIFEST, manifest)
+            _put_in_place(partial, out)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             shutil.rmtree(partial, ignore_errors=True)
@@ -59,11 +67,16 @@ def read_manifest(out: Path) -> Json:
     """
     path = out / MANIFEST
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not {"settings", "input_times"} <= manifest.keys():
+            raise ValueError
     except FileNotFoundError:
         raise DataError(f"{path}: missing; run `qianyi data prepare RECIPE`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, AttributeError):
         raise DataError(f"{path}: broken; delete {out} and run `qianyi data prepare RECIPE`") from None
+    return manifest
 
 
 def write_json(path: Path, value: Json) -> None:
@@ -77,16 +90,69 @@ def write_json(path: Path, value: Json) -> None:
 
 
 def describe_files(files: list[Path], before: Json | None) -> tuple[list[Json], dict[str, int]]:
-    """Name, size and SHA-256 of inputs, and their times; what has the size and time of the manifest `before` is not read again."""
+    """Name, size and SHA-256 of inputs, and their times; what has the size and time of the manifest `before` is not read again.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
     known = {entry["file"]: entry for entry in before["settings"]["inputs"]} if before else {}
-    times = before["input_times"] if before else {}
+    known_times = before["input_times"] if before else {}
     described: list[Json] = []
+    times: dict[str, int] = {}
     for file in files:
-        name, stat = str(file), file.stat()
-        if name in known and (known[name]["bytes"], times[name]) == (stat.st_size, stat.st_mtime_ns):
-            described.append(known[name])
-            continue
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        name = str(file)
+        try:
+            stat = file.stat()
+            times[name] = stat.st_mtime_ns
+            if name in known and (known[name]["bytes"], known_times[name]) == (stat.st_size, stat.st_mtime_ns):
+                described.append(known[name])
+                continue
+            with file.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
         described.append({"file": name, "bytes": stat.st_size, "sha256": digest})
-    return described, {str(file): file.stat().st_mtime_ns for file in files}
+    return described, times
+
+
+def _made_with(out: Path, settings: Json, input_times: dict[str, int]) -> Json | None:
+    """The manifest of `out` if it is there and was made with these settings."""
+    if not (out / MANIFEST).exists():
+        return None
+    manifest = read_manifest(out)
+    if manifest["settings"] != settings:
+        return None
+    if manifest["input_times"] != input_times:
+        manifest["input_times"] = input_times
+        with suppress(OSError):  # where it cannot be written, the inputs are read again the next time
+            write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    """What is complete and on disk takes the place of what was there."""
+    for path in (*partial.rglob("*"), partial):
+        _force_to_disk(path)
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    _force_to_disk(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _lock(path: Path) -> Generator[None]:
+    """Wait for a lock that the system releases when its holder ends, however it ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -49,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json; its special tokens are not recognized inside documents, where they are just text.
+    """A tokenizer.json, to be used on documents: special tokens in them are just text, and nothing is cut off or padded.
 
     Raises:
         DataError: the file is missing or is no tokenizer.
@@ -59,8 +59,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise DataError(f"{path}: not a tokenizer.json of the tokenizers library: {error}") from None
+        raise DataError(
+            f"{path}: not a tokenizer.json of the tokenizers library ({error}); "
+            "delete it and run `qianyi data prepare RECIPE`, or set data.tokenizer to another"
+        ) from None
     tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 
@@ -77,17 +82,22 @@ def end_token(tokenizer: Tokenizer, path: Path) -> int:
     raise DataError(f"{path}: the tokenizer has no end-of-text token; one of {', '.join(_END_NAMES)} must be in it")
 
 
+def id_count(tokenizer: Tokenizer) -> int:
+    """Rows that an embedding table needs: the largest id + 1 (a vocabulary may have gaps)."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
 def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int32]:
-    """[vocab]: the UTF-8 bytes that each token stands for; special tokens stand for none."""
-    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    byte_level = set(pre_tokenizers.ByteLevel.alphabet())
-    spelled = tokenizer.get_vocab(with_added_tokens=True)
-    sizes = np.zeros(max(spelled.values()) + 1, np.int32)
+    """[id_count]: the UTF-8 bytes that each token stands for; special tokens stand for none."""
+    sizes = np.zeros(id_count(tokenizer), np.int32)
+    added = tokenizer.get_added_tokens_decoder()
+    learned = {token: i for token, i in tokenizer.get_vocab(with_added_tokens=False).items() if i not in added}
     # In a byte-level vocabulary each character of a token is one byte; others spell bytes as <0xE4> and blanks as ▁.
-    per_character = all(set(token) <= byte_level for token, i in spelled.items() if i not in special)
-    for token, i in spelled.items():
-        if i not in special:
-            sizes[i] = len(token) if per_character else _spelled_bytes(token)
+    byte_level = set("".join(learned)) <= set(pre_tokenizers.ByteLevel.alphabet())
+    for token, i in learned.items():
+        sizes[i] = len(token) if byte_level else _spelled_bytes(token)
+    for i, token in added.items():
+        sizes[i] = 0 if token.special else len(token.content.encode())
     return sizes
 
 
