@@ -42,8 +42,8 @@ def _plain(markdown: str) -> str:
     text = re.sub(r"\\(\W)", r"\1", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\1:", text)
     # Emphasis marks a direction, which may have brackets already, and then not always both marks: _Exit_, __[Aside]_, [Within]_
-    text = re.sub(r"[_*]*\[([^\]]*)\][_*]*", r"[\1]", text)
-    text = re.sub(r"([_*])((?:(?!\n\n)[^_*\[\]])+)\1", r"[\2]", text)
+    text = re.sub(r"[_*]*\[([^]_*]*)\][_*]*", r"[\1]", text)
+    text = re.sub(r"([_*])((?:(?!\n\n)[^_*])+)\1", r"[\2]", text)
     return re.sub(r"(?m)[ \t]+$", "", text).strip()
 
 

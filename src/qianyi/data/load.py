@@ -8,9 +8,9 @@ A batch is `inputs` and `targets`, int32 [batch, sequence]; a target of -1 is no
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grain
 import jax
@@ -25,6 +25,8 @@ from qianyi.errors import DataError
 
 HostBatch = dict[str, NDArray[np.int32]]
 Batch = dict[str, jax.Array]
+Index = tuple[slice, slice]
+"""Rows and columns of a batch that a device holds."""
 
 
 class _Windows:
@@ -100,7 +102,8 @@ class TrainingData:
 
         Each process reads only the rows that its devices hold.
         """
-        rows = _local_rows(sharding, (self.batch_size, self.seq_len))
+        held = sharding.addressable_devices_indices_map((self.batch_size, self.seq_len))
+        rows = local_rows(cast(Iterable[Index], held.values()), self.batch_size)
         steps = grain.MapDataset.range(start, stop).map(lambda step: self.rows(int(step), rows))
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         for host in steps.to_iter_dataset(options):
@@ -151,10 +154,16 @@ def _open(shards: Path, split: str) -> tuple[dict[str, Any], dict[str, TokenStre
     return manifest, streams
 
 
-def _local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> range:
-    """The rows that devices of this process hold, from the first to the last."""
-    indices = [index[0].indices(shape[0]) for index in sharding.addressable_devices_indices_map(shape).values() if index]
-    return range(min(start for start, _, _ in indices), max(stop for _, stop, _ in indices))
+def local_rows(indices: Iterable[Index], batch_size: int) -> range:
+    """The rows in parts of a [batch, sequence] array, from the first to the last."""
+    bounds = [rows.indices(batch_size) for rows, _ in indices]
+    return range(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+
+
+def part_of(array: NDArray[np.int32], rows: range, index: Index) -> NDArray[np.int32]:
+    """A part of a [batch, sequence] array of which `array` holds these rows."""
+    start, stop, _ = index[0].indices(rows.stop)  # an open slice means all rows, and then `rows` are all
+    return array[start - rows.start : stop - rows.start, index[1]]
 
 
 def _place(host: HostBatch, rows: range, batch_size: int, sharding: NamedSharding) -> Batch:
@@ -162,11 +171,6 @@ def _place(host: HostBatch, rows: range, batch_size: int, sharding: NamedShardin
 
     def place(array: NDArray[np.int32]) -> jax.Array:
         shape = (batch_size, array.shape[1])
-
-        def part(index: Any) -> NDArray[np.int32]:
-            start, stop, _ = index[0].indices(batch_size)
-            return array[start - rows.start : stop - rows.start, index[1]]
-
-        return jax.make_array_from_callback(shape, sharding, part)
+        return jax.make_array_from_callback(shape, sharding, lambda index: part_of(array, rows, cast(Index, index)))
 
     return {name: place(array) for name, array in host.items()}

@@ -40,10 +40,10 @@ def run_stage(out: Path, settings: Json, input_times: dict[str, int], build: Cal
     """
     if manifest := _made_with(out, settings, input_times):
         return manifest
-    partial = out.with_name(f".{out.name}.partial")
+    partial = _beside(out, "partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(out.with_name(f".{out.name}.lock")):
+        with _lock(_beside(out, "lock")):
             if manifest := _made_with(out, settings, input_times):
                 return manifest
             shutil.rmtree(partial, ignore_errors=True)
@@ -122,6 +122,7 @@ def _made_with(out: Path, settings: Json, input_times: dict[str, int]) -> Json |
     manifest = read_manifest(out)
     if manifest["settings"] != settings:
         return None
+    shutil.rmtree(_beside(out, "old"), ignore_errors=True)  # of a run that was ended just before it did that
     if manifest["input_times"] != input_times:
         manifest["input_times"] = input_times
         with suppress(OSError):  # where it cannot be written, the inputs are read again the next time
@@ -129,11 +130,15 @@ def _made_with(out: Path, settings: Json, input_times: dict[str, int]) -> Json |
     return manifest
 
 
+def _beside(out: Path, kind: str) -> Path:
+    return out.with_name(f".{out.name}.{kind}")
+
+
 def _put_in_place(partial: Path, out: Path) -> None:
     """What is complete and on disk takes the place of what was there."""
     for path in (*partial.rglob("*"), partial):
         _force_to_disk(path)
-    old = out.with_name(f".{out.name}.old")
+    old = _beside(out, "old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
