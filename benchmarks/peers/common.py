@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -37,8 +38,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path, help="where the result goes; standard output when absent")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model; for PyTorch alone")
     return parser.parse_args()
+
+
+def pin(threads: int) -> None:
+    """Keep this process to so many processors; XLA, which has no other setting, takes as many threads. To be called before JAX is imported."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def batch(size: Size, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +56,7 @@ def batch(size: Size, step: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure(options: argparse.Namespace, step: Callable[[np.ndarray, np.ndarray], float], about: dict[str, object]) -> None:
-    """Time `step(inputs, targets) -> loss`, which must not return before the parameters are updated, and print one JSON line."""
+    """Time `step(inputs, targets) -> loss`, which must not return before the parameters are updated, and report it as one JSON line."""
     size = SIZES[options.size]
     seconds, losses = [], []
     for n in range(options.warmup + options.steps):
@@ -69,4 +76,7 @@ def measure(options: argparse.Namespace, step: Callable[[np.ndarray, np.ndarray]
         "tokens_per_second": [tokens / s for s in timed],
         "losses": losses,
     }
-    print(json.dumps(result))
+    if options.json is None:
+        print(json.dumps(result))
+    else:
+        options.json.write_text(json.dumps(result))

@@ -1,14 +1,11 @@
 """Qianyi: the project's own step and state, on one device."""
 
-import os
 import sys
 
-from common import B1, B2, CLIP_NORM, EPS, LEARNING_RATE, SIZES, WEIGHT_DECAY, arguments, measure
+from common import B1, B2, CLIP_NORM, EPS, LEARNING_RATE, SIZES, WEIGHT_DECAY, arguments, measure, pin
 
 options = arguments()
-if options.threads < (os.cpu_count() or 1):
-    # XLA takes its threads from the processors that it may use.
-    os.sched_setaffinity(0, set(range(options.threads)))
+pin(options.threads)
 
 import jax  # noqa: E402 - after the processors are set
 from jax.sharding import NamedSharding  # noqa: E402
