@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 
 def pin(threads: int) -> None:
-    """Keep this process to so many processors; XLA, which has no other setting, takes as many threads. To be called before JAX is imported."""
+    """Keep this process to so many processors, of which XLA takes its number of threads. To be called before JAX is imported."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 

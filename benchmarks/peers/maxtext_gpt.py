@@ -1,9 +1,9 @@
 """MaxText: its own model, state and jitted training step, driven as its training loop drives them.
 
-Its nearest model is the decoder block `gpt3`: fused query, key and value, biases, learned positions, tied embeddings, no
-rematerialization. What stays different: norm scales are stored as an offset from one, weight decay reaches vectors too
-unless masked (it is masked here), attention has a mask of segments beside the causal one, and its step
-reports the norms of parameters and gradients.
+Its nearest model is the decoder block `gpt3`: fused query, key and value, biases, learned positions, tied embeddings; as many
+parameters as the others. What stays different: norm scales are stored as an offset from one, weight decay reaches vectors too
+unless masked (it is masked here), attention has a mask of segments beside the causal one, weights are drawn by its own
+rules (so its loss begins higher), its step reports the norms of parameters and gradients, and it always rematerializes.
 """
 
 import os
@@ -59,7 +59,8 @@ def settings(directory: str) -> dict[str, object]:
         "normalization_layer_epsilon": 1e-5,
         "enable_dropout": False,
         "attention": "dot_product",
-        "remat_policy": "none",
+        # Keeps what matmuls and attention made. `none` would recompute whole layers: MaxText then passes no policy to jax.checkpoint.
+        "remat_policy": "minimal_with_context",
         "dtype": options.dtype,
         # The optimizer.
         "opt_type": "adamw",
