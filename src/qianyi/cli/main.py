@@ -60,6 +60,7 @@ def show(recipe: Recipe, overrides: Overrides = None) -> None:
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None) -> None:
     """Train, or continue training, in run.dir."""
+    _check_first(recipe, overrides)
     from qianyi.cli import train
 
     train.run(recipe, overrides or [])
@@ -72,6 +73,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score the newest checkpoint on held-out text. Prints loss, perplexity and bits per byte, beside baselines that need no model."""
+    _check_first(recipe, overrides)
     from qianyi.cli import eval as eval_
 
     eval_.run(recipe, overrides or [], as_json)
@@ -91,6 +93,7 @@ def generate(
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
 ) -> None:
     """Continue a prompt with the newest checkpoint."""
+    _check_first(recipe, overrides)
     from qianyi.cli import generate
 
     generate.run(recipe, overrides or [], prompt or [""], max_tokens, temperature, top_p, seed, stream)
@@ -129,6 +132,14 @@ def list_() -> None:
     from qianyi.cli import data
 
     data.list_builtin()
+
+
+def _check_first(recipe: str, overrides: list[str] | None) -> None:
+    """Report a wrong recipe at once, before JAX takes its seconds to be imported."""
+    from qianyi.config.check import check
+    from qianyi.config.load import load
+
+    check(load(recipe, overrides or []).config)
 
 
 def main() -> None:

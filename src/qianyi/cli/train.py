@@ -80,7 +80,9 @@ def _open_sinks(session: Session, step: int) -> Sink:
     if jax.process_index() != 0:
         return FanOut([])
     config, run_dir = session.config, session.run_dir
-    (run_dir / "config.yaml").write_text(dump(session.resolved), encoding="utf-8")
+    partial = run_dir / ".config.yaml.partial"
+    partial.write_text(dump(session.resolved), encoding="utf-8")
+    partial.rename(run_dir / "config.yaml")
     device = jax.devices()[0]
     devices = {"platform": device.platform, "device_kind": device.device_kind, "devices": jax.device_count()}
     record_start(run_dir, {"start_step": step, "processes": jax.process_count(), **devices})

@@ -17,7 +17,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class Part(BaseModel):
     """A frozen group of settings; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(Part):
@@ -147,9 +147,9 @@ class OptimizerConfig(Part):
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate."""
-    b1: Fraction = 0.9
+    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the first moment."""
-    b2: Fraction = 0.95
+    b2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay of the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of the second moment."""
