@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from qianyi.monitor.report import headline, write_report
+from qianyi.monitor.report import read_run, summary, write_page
 
 
 def run(run_dir: Path) -> None:
-    path = write_report(run_dir)
-    print(headline(run_dir))
-    print(f"report: {path}")
+    record = read_run(run_dir)
+    path = write_page(record)
+    print(*summary(record), f"report: {path}", sep="\n")

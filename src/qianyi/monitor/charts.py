@@ -1,99 +1,181 @@
-"""Line charts as inline SVG: small, sharp at any size, coloured by the page's style sheet."""
+"""Geometry of line charts over steps; the page draws it.
+
+Curves are in a square of `SIDE` units that is stretched to whatever room there is; labels stay outside of it as text, so that they
+keep their size on a phone and on paper.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 Points = Sequence[tuple[float, float]]
+"""(step, value); a value that is not finite breaks the line."""
 
-_WIDTH, _HEIGHT = 640, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 34
-_MAX_POINTS = 1000
+SIDE = 1000
+MAX_POINTS = 1000
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named line; a series with `dots` is drawn as points joined by a thin line."""
+    """A named curve; `style` is a class of the page's style sheet."""
 
     name: str
     points: Points
-    dots: bool = False
+    style: str = "line"
 
 
-def thin(points: Points, limit: int = _MAX_POINTS) -> list[tuple[float, float]]:
-    """At most `limit` points that keep every bucket's extremes, so that a spike of one step stays visible."""
-    if len(points) <= limit:
-        return list(points)
-    size = math.ceil(len(points) / (limit // 2))
-    kept: list[tuple[float, float]] = []
-    for start in range(0, len(points), size):
-        bucket = points[start : start + size]
-        low, high = min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])
-        kept += sorted({low, high})
-    return kept
+@dataclass(frozen=True)
+class Tick:
+    """A round number, at a distance from the left or the top."""
+
+    at: float
+    label: str
 
 
-def line_chart(title: str, unit: str, series: Sequence[Series], marks: Sequence[float] = (), from_zero: bool = False) -> str:
-    """A chart over steps.
+@dataclass(frozen=True)
+class Dot:
+    """One value that can be pointed at."""
+
+    path: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A series as an SVG path."""
+
+    name: str
+    style: str
+    path: str
+    dots: tuple[Dot, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """All that the page needs to draw one chart."""
+
+    title: str
+    unit: str
+    note: str
+    curves: tuple[Curve, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    marks: tuple[Tick, ...]
+
+
+def chart(
+    title: str,
+    unit: str,
+    note: str,
+    series: Sequence[Series],
+    last_step: float,
+    marks: Sequence[float] = (),
+    *,
+    from_zero: bool = False,
+) -> Chart | None:
+    """A chart from step 0 to the last; None where no value is finite.
 
     Args:
         title: what is shown.
         unit: of the vertical axis.
-        series: lines; points that are not finite are left out.
-        marks: steps to mark with a vertical line (restarts).
+        note: the one figure to remember.
+        series: curves; those of style `dots` show each value.
+        last_step: the right end.
+        marks: steps to mark with a vertical line.
         from_zero: the vertical axis begins at zero.
     """
-    lines = [Series(s.name, thin([p for p in s.points if math.isfinite(p[1])]), s.dots) for s in series]
-    points = [p for s in lines for p in s.points]
-    if not points:
-        return ""
-    x_low, x_high = _span([p[0] for p in points])
-    y_low, y_high = _span([p[1] for p in points] + ([0.0] if from_zero else []))
+    values = [y for s in series for _, y in s.points if math.isfinite(y)]
+    if not values:
+        return None
+    low, high = _range(min(values), max(values), from_zero)
 
-    def x(value: float) -> str:
-        return f"{_LEFT + (value - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT):.1f}"
+    def x(step: float) -> float:
+        return round(step / last_step * SIDE, 1)
 
-    def y(value: float) -> str:
-        return f"{_HEIGHT - _BOTTOM - (value - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM):.1f}"
+    def y(value: float) -> float:
+        return round((high - value) / (high - low) * SIDE, 1)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title} over steps">']
-    for tick in _ticks(y_low, y_high):
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y(tick)}" text-anchor="end" dy="0.32em">{_label(tick)}</text>')
-    for tick in _ticks(x_low, x_high):
-        parts.append(f'<text class="tick" x="{x(tick)}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_label(tick)}</text>')
-    for mark in marks:
-        parts.append(f'<line class="mark" x1="{x(mark)}" x2="{x(mark)}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
-    for number, s in enumerate(lines):
-        path = " ".join(f"{x(px)},{y(py)}" for px, py in s.points)
-        parts.append(f'<polyline class="line s{number}{" thin" if s.dots else ""}" points="{path}"/>')
-        if s.dots:
-            parts += [f'<circle class="dot s{number}" cx="{x(px)}" cy="{y(py)}" r="3.5"/>' for px, py in s.points]
-    parts.append("</svg>")
-    legend = "".join(f'<span class="key s{n}">{s.name}</span>' for n, s in enumerate(lines)) if len(lines) > 1 else ""
-    return f"<figure><figcaption>{title} <small>{unit}</small>{legend}</figcaption>{''.join(parts)}</figure>"
+    def curve(s: Series) -> Curve:
+        placed = [(x(step), y(value)) for step, value in thin(s.points)]
+        whole = [(step, value) for step, value in s.points if s.style == "dots" and math.isfinite(value)]
+        dots = tuple(Dot(_path([(x(step), y(v))]), f"step {step:,.0f}: {v:.4g}") for step, v in thin(whole))
+        return Curve(s.name, s.style, _path(placed), dots)
+
+    return Chart(
+        title,
+        unit,
+        note,
+        curves=tuple(curve(s) for s in series),
+        x_ticks=tuple(Tick(x(step), label) for step, label in ticks(0, last_step) if step == int(step)),
+        y_ticks=tuple(Tick(y(value), label) for value, label in ticks(low, high)),
+        marks=tuple(Tick(x(step), f"{step:,.0f}") for step in marks if step <= last_step),
+    )
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    if low == high:
-        return low - 0.5, high + 0.5
-    return low, high
+def thin(points: Points, limit: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """At most `limit` points: both ends and, of every interval, the extremes and a gap, so that what lasted one step stays visible."""
+    if len(points) <= limit:
+        return list(points)
+    size = math.ceil(len(points) / ((limit - 2) // 3))
+    kept = {0, len(points) - 1}
+    for start in range(0, len(points), size):
+        span = range(start, min(start + size, len(points)))
+        finite = [i for i in span if math.isfinite(points[i][1])]
+        if finite:
+            kept |= {min(finite, key=lambda i: points[i][1]), max(finite, key=lambda i: points[i][1])}
+        if len(finite) < len(span):
+            kept.add(next(i for i in span if not math.isfinite(points[i][1])))
+    return [points[i] for i in sorted(kept)]
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers between low and high."""
+def smooth(points: Points, reach: int) -> list[tuple[float, float]]:
+    """At about 300 places, the mean of the finite values up to `reach` points away on both sides.
+
+    Towards the ends the reach shrinks on both sides alike, which keeps a slope where it is.
+    """
+    stride = max(len(points) // 300, 1)
+    means: list[tuple[float, float]] = []
+    for centre in [*range(0, len(points) - 1, stride), len(points) - 1]:
+        half = min(reach, centre, len(points) - 1 - centre)
+        finite = [y for _, y in points[centre - half : centre + half + 1] if math.isfinite(y)]
+        means.append((points[centre][0], fmean(finite) if finite else math.nan))
+    return means
+
+
+def ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Two to six round numbers from low to high, with labels that tell them apart."""
     raw = (high - low) / 5
-    magnitude = 10 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw)
-    first = math.ceil(low / step)
-    return [n * step for n in range(first, math.floor(high / step) + 1)]
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw)
+    top = max(abs(low), abs(high))
+    size, unit = next(((s, u) for s, u in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if top >= 10 * s), (1.0, ""))
+    decimals = max(0, -math.floor(math.log10(step / size) + 1e-9))
+
+    def label(value: float) -> str:
+        if value == 0:
+            return "0"
+        # Learning rates are written with powers of ten; long decimals are hard to compare.
+        plain = f"{value / size:.{decimals}f}{unit}"
+        return plain if decimals <= 4 else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
+
+    return [(n * step, label(n * step)) for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _label(value: float) -> str:
-    if value == 0:
-        return "0"
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.1e}"
+def _range(low: float, high: float, from_zero: bool) -> tuple[float, float]:
+    """The values with a little room around them."""
+    if from_zero:
+        return min(low, 0.0), (high * 1.06 if high > 0 else 1.0)
+    room = (high - low) * 0.05 or abs(high) * 0.05 or 0.5
+    return low - room, high + room
+
+
+def _path(points: Points) -> str:
+    """SVG path data; a point that stands alone is a line of no length, which round caps make a dot."""
+    pieces: list[list[str]] = [[]]
+    for px, py in points:
+        if math.isfinite(py):
+            pieces[-1].append(f"{px:g},{py:g}")
+        elif pieces[-1]:
+            pieces.append([])
+    return "".join(f"M{' '.join(piece)}" + ("h0" if len(piece) == 1 else "") for piece in pieces if piece)
