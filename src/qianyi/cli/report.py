@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from qianyi.monitor.report import read_run, summary, write_page
+from qianyi.monitor.record import read_run
+from qianyi.monitor.report import summary, write_page
 
 
 def run(run_dir: Path) -> None:

@@ -156,7 +156,7 @@ def ticks(low: float, high: float) -> list[tuple[float, str]]:
         if value == 0:
             return "0"
         # Learning rates are written with powers of ten; long decimals are hard to compare.
-        plain = f"{value / size:.{decimals}f}{unit}"
+        plain = f"{value / size:,.{decimals}f}{unit}"
         return plain if decimals <= 4 else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
 
     return [(n * step, label(n * step)) for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
