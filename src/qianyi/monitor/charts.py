@@ -149,7 +149,7 @@ def ticks(low: float, high: float) -> list[tuple[float, str]]:
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw)
     top = max(abs(low), abs(high))
-    size, unit = next(((s, u) for s, u in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if top >= 10 * s), (1.0, ""))
+    size, unit = next(((s, u) for least, s, u in ((1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k")) if top >= least), (1.0, ""))
     decimals = max(0, -math.floor(math.log10(step / size) + 1e-9))
 
     def label(value: float) -> str:
@@ -157,7 +157,7 @@ def ticks(low: float, high: float) -> list[tuple[float, str]]:
             return "0"
         # Learning rates are written with powers of ten; long decimals are hard to compare.
         plain = f"{value / size:,.{decimals}f}{unit}"
-        return plain if decimals <= 4 else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
+        return plain if decimals <= 4 or top >= 1e-3 else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
 
     return [(n * step, label(n * step)) for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -15,11 +16,13 @@ from qianyi import __version__
 from qianyi.config.counts import parameter_count
 from qianyi.config.schema import Config
 from qianyi.errors import ResourceError
-from qianyi.monitor.charts import Chart, Points, Series, chart, smooth
+from qianyi.monitor.charts import MAX_POINTS, Chart, Points, Series, chart, smooth
 from qianyi.monitor.record import Columns, Run, read_run
 from qianyi.monitor.words import count, duration, gibibytes
 
 MAX_SAMPLES = 8
+MAX_DOTS = 100
+"""More validations than this are a line, not dots; more steps have their mean drawn."""
 
 
 def write_report(directory: Path) -> Path:
@@ -48,7 +51,8 @@ def write_page(run: Run) -> Path:
             os.fsync(file.fileno())
         partial.rename(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise ResourceError(f"{path}: cannot be written: {error.strerror}; mend that and run `qianyi report` again") from None
     return path
 
@@ -147,38 +151,35 @@ def _setup(config: Config) -> dict[str, str]:
 def _charts(run: Run) -> Iterator[Chart | None]:
     events = run.events
 
-    def draw(title: str, unit: str, note: str, *series: Series, from_zero: bool = True) -> Chart | None:
-        return chart(title, unit, note, series, run.steps, run.restarts, from_zero=from_zero)
+    def draw(title: str, unit: str, note: str, series: Sequence[Series]) -> Chart | None:
+        return chart(title, unit, note, series, run.steps, run.restarts, from_zero=title != "Loss")
 
-    def line(key: str, values: Points | None = None) -> Series:
-        return Series(key, values or _points(events, key))
+    def steady(title: str, unit: str, key: str) -> Chart | None:
+        return draw(title, unit, f"median {_number(_median(_steady(run, key)))}", _trend(_steady_points(run, key)))
 
-    def middle(key: str) -> str:
-        return f"median {_number(_median(_steady(run, key)))}"
-
-    memory = _finite(events["memory_bytes"])
-    yield draw("Loss", "nats per token", f"last {_number(events['loss'][-1])}", *_loss_series(run), from_zero=False)
-    yield draw("Learning rate", "", f"last {_number(events['learning_rate'][-1])}", line("learning_rate"))
-    yield draw("Gradient norm", "", middle("grad_norm"), line("grad_norm"))
-    yield draw(
-        "Throughput",
-        "tokens/s",
-        middle("tokens_per_second"),
-        line("throughput", _steady_points(run, "tokens_per_second")),
-    )
-    yield draw("Step time", "seconds", middle("step_seconds"), line("step time", _steady_points(run, "step_seconds")))
-    gib = [(step, value / 2**30) for step, value in _points(events, "memory_bytes")]
-    yield draw("Memory", "GiB", f"at most {max(memory, default=0) / 2**30:.2f}", line("memory", gib))
+    rates, memory = _points(events, "learning_rate"), [(step, size / 2**30) for step, size in _points(events, "memory_bytes")]
+    yield draw("Loss", "nats per token", f"last {_number(events['loss'][-1])}", _losses(run))
+    yield draw("Learning rate", "", f"last {_number(rates[-1][1])}", [Series("", rates)])
+    yield steady("Gradient norm", "", "grad_norm")
+    yield steady("Throughput", "tokens/s", "tokens_per_second")
+    yield steady("Step time", "seconds", "step_seconds")
+    yield draw("Memory", "GiB", f"at most {max(_finite(size for _, size in memory), default=0):.2f}", _trend(memory))
 
 
-def _loss_series(run: Run) -> list[Series]:
-    training = _points(run.events, "loss")
-    reach = len(training) // 100
-    series = [Series("training", training)]
-    if reach:
-        mean = Series(f"training, mean of {2 * reach + 1:,} steps", smooth(training, reach))
-        series = [Series("training, each step", training, "faint"), mean]
-    return series + ([Series("validation", _points(run.evals, "loss"), "dots")] if run.evals["step"] else [])
+def _losses(run: Run) -> list[Series]:
+    training, validation = _points(run.events, "loss"), _points(run.evals, "loss")
+    single = Series("validation", validation, "dots" if len(validation) <= MAX_DOTS else "other")
+    # The mean is drawn last, so that it stays visible among many validations.
+    first, *rest = _trend(training, "training, ") if len(training) > MAX_DOTS else [Series("training", training)]
+    return [first, *([single] if validation else []), *rest]
+
+
+def _trend(points: Points, what: str = "") -> list[Series]:
+    """Every step and, where there are too many to tell apart, the mean around it."""
+    reach = len(points) // 100
+    if not what and len(points) <= MAX_POINTS:
+        return [Series("", points)]
+    return [Series(f"{what}each step", points, "faint"), Series(f"{what}mean of {2 * reach + 1:,} steps", smooth(points, reach))]
 
 
 def _mfu(run: Run) -> str:
@@ -204,7 +205,7 @@ def _points(columns: Columns, key: str) -> Points:
 
 
 def _steady_points(run: Run, key: str) -> Points:
-    """Without the first step of every start, which includes compilation."""
+    """A column without the first step of every start, which includes compilation."""
     firsts = {start.get("start_step", 0) + 1 for start in run.starts} | {run.events["step"][0]}
     points = _points(run.events, key)
     return [p for p in points if p[0] not in firsts] or points
