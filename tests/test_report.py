@@ -159,6 +159,13 @@ def test_the_page_has_every_part(full: Path) -> None:
         assert said in page.text, said
 
 
+def test_steps_that_compile_are_left_out_of_speed_alone(full: Path) -> None:
+    page = Page(write_report(full))
+    curves = [value.count(",") for value in page.values("d") if value.count(",") > 4]
+    # Loss (each step, mean), learning rate, gradient norm, throughput, step time, memory.
+    assert curves == [200, 200, 200, 200, 198, 198, 200]
+
+
 def test_what_files_say_is_text_not_markup(full: Path) -> None:
     page = Page(write_report(full))
     assert page.text.count(ATTACK) == 4, "a sample, a source and the host of two starts"

@@ -154,15 +154,15 @@ def _charts(run: Run) -> Iterator[Chart | None]:
     def draw(title: str, unit: str, note: str, series: Sequence[Series]) -> Chart | None:
         return chart(title, unit, note, series, run.steps, run.restarts, from_zero=title != "Loss")
 
-    def steady(title: str, unit: str, key: str) -> Chart | None:
-        return draw(title, unit, f"median {_number(_median(_steady(run, key)))}", _trend(_steady_points(run, key)))
+    def usual(title: str, unit: str, points: Points) -> Chart | None:
+        return draw(title, unit, f"median {_number(_median(_finite(y for _, y in points)))}", _trend(points))
 
     rates, memory = _points(events, "learning_rate"), [(step, size / 2**30) for step, size in _points(events, "memory_bytes")]
     yield draw("Loss", "nats per token", f"last {_number(events['loss'][-1])}", _losses(run))
     yield draw("Learning rate", "", f"last {_number(rates[-1][1])}", [Series("", rates)])
-    yield steady("Gradient norm", "", "grad_norm")
-    yield steady("Throughput", "tokens/s", "tokens_per_second")
-    yield steady("Step time", "seconds", "step_seconds")
+    yield usual("Gradient norm", "", _points(events, "grad_norm"))
+    yield usual("Throughput", "tokens/s", _steady_points(run, "tokens_per_second"))
+    yield usual("Step time", "seconds", _steady_points(run, "step_seconds"))
     yield draw("Memory", "GiB", f"at most {max(_finite(size for _, size in memory), default=0):.2f}", _trend(memory))
 
 
