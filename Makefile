@@ -1,5 +1,6 @@
 # Every target sets up what it needs: a machine with python3 (>= 3.11) and make is enough.
 PYTHON ?= python3
+PYTHON312 ?= python3.12
 EXTRAS ?= dev
 VENV ?= .venv
 STEPS ?= 300
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test lint clean benchmark-peers
 
 setup: $(STAMP)
 
@@ -30,6 +31,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# Environments of their own for the peers that benchmarks/train_cpu.py measures.
+benchmark-peers:
+	test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet torch==2.13.0 transformers
+	test -x .venv-maxtext/bin/python || $(PYTHON312) -m venv .venv-maxtext
+	.venv-maxtext/bin/python -m pip install --quiet --no-deps maxtext==0.2.5
+	.venv-maxtext/bin/python -m pip install --quiet -r benchmarks/peers/maxtext-requirements.txt
 
 clean:
 	rm -rf $(VENV) build dist

@@ -27,7 +27,7 @@ def prepare(recipe: str, overrides: list[str]) -> None:
 def list_builtin() -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("path", "language", "title", "licence", "package"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name in {"path", "package"})
     for name, corpus in builtin.CORPORA.items():
         package = f"{corpus.package}=={corpus.version}"
         table.add_row(builtin.PREFIX + name, corpus.language, corpus.title, corpus.licence, package)
