@@ -4,15 +4,12 @@ import io
 import json
 import math
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from qianyi.errors import DataError
 from qianyi.events import EvalEvent, StepEvent
-from qianyi.monitor.charts import thin
-from qianyi.monitor.report import write_report
 from qianyi.monitor.sinks import FanOut, JsonLines, TensorBoard, Terminal
 
 
@@ -105,78 +102,3 @@ def test_terminal_on_a_pipe_is_short(tmp_path: Path) -> None:
     assert 15 <= len(lines) <= 30
     assert "1000/1000" in lines[-2] and "MFU 40.0%" in lines[-2] and "200 tokens/s" in lines[-2]
     assert "1.2345 bits per byte" in lines[-1]
-
-
-def test_thinning_keeps_spikes() -> None:
-    points = [(float(n), 1.0) for n in range(100_000)]
-    points[54_321] = (54_321.0, 99.0)
-    points[12_345] = (12_345.0, -99.0)
-    thinned = thin(points, 1000)
-    assert len(thinned) <= 1000
-    assert (54_321.0, 99.0) in thinned and (12_345.0, -99.0) in thinned
-    assert thinned == sorted(thinned)
-
-
-class Page(HTMLParser):
-    """What a browser would load, and the text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.text = ""
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.loads += [value or "" for name, value in attrs if name in {"src", "href", "data", "srcset"}]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
-    run = tmp_path / "my-run"
-    sink = JsonLines(run, 0)
-    for n in range(1, 200):
-        sink.step(step(n, loss=8 - n / 50))
-    sink.evaluation(evaluation(199))
-    sink.close()
-    (run / "config.yaml").write_text("train:\n  steps: 199 # command line\n")
-    (run / "samples.jsonl").write_text(
-        json.dumps(
-            {
-                "prompt": "曹操",
-                "text": "<script>x</script> & 天下",
-                "temperature": 1,
-                "top_p": 1,
-                "seed": 0,
-                "step": 199,
-            }
-        )
-    )
-    (run / "summary.json").write_text(json.dumps({"baselines": {"uniform": 4.0, "gzip": 3.0}}))
-    content = write_report(run).read_text()
-    page = Page()
-    page.feed(content)
-    assert page.loads == [] and "script" not in page.tags and "@import" not in content and "url(" not in content
-    assert page.tags.count("svg") == 6
-    for expected in (
-        "my-run",
-        "1.2345",
-        "<script>x</script> & 天下",
-        "曹操",
-        "gzip",
-        "4.0000",
-        "# command line",
-        "MFU counts model FLOPs",
-    ):
-        assert expected in page.text, expected
-
-
-def test_report_of_the_least(tmp_path: Path) -> None:
-    sink = JsonLines(tmp_path, 0)
-    sink.step(step(1))
-    sink.close()
-    assert "Samples" not in write_report(tmp_path).read_text()
-    with pytest.raises(DataError, match="no step recorded"):
-        write_report(tmp_path / "nowhere")
