@@ -55,7 +55,7 @@ def make_step(model: nn.Module, loss_of, dtype: str):
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return loss.item()
 
     return step
 

@@ -72,7 +72,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def _per_head(f: Callable[..., tuple[Array, ...]], *heads: Array) -> tuple[Array, ...]:
     """Apply `f`, which treats one key/value head, to all of them: at once where there are thousands of units to fill, but on a
-    CPU a few at a time, so that their scores stay in cache (measured: twice as fast at K = 32)."""
+    CPU a few at a time, so that their scores stay in cache."""
 
     def few_at_a_time(*heads: Array) -> tuple[Array, ...]:
         return lax.map(lambda head: f(*head), heads, batch_size=CPU_HEADS)
