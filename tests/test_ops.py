@@ -10,7 +10,7 @@ from qianyi.config.schema import LayoutConfig, ScheduleConfig
 from qianyi.data.tokenizer import train_tokenizer
 from qianyi.generate.sample import generate_tokens, make_extend, sample, stream_text
 from qianyi.model.decoder import decoder_logits
-from qianyi.ops.attention import causal_attention
+from qianyi.ops.attention import causal_attention, reference_attention
 from qianyi.ops.norm import layer_norm, rms_norm
 from qianyi.ops.rope import rotate
 from qianyi.parallel.mesh import make_mesh
@@ -124,3 +124,14 @@ def test_streamed_text_never_shows_half_a_character() -> None:
     pieces = list(stream_text(tokenizer, iter([*ids, 0, 99]), end=0))
     assert "".join(pieces) == text and len(pieces) > 5
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(("B", "T", "H", "G"), [(2, 300, 4, 2), (1, 256, 12, 6)])
+def test_attention_gradient(B: int, T: int, H: int, G: int) -> None:
+    """By hand over several blocks and groups of heads (the last one not full), against JAX's derivative of the textbook's formula."""
+    q, k, v, weight = (jnp.asarray(RANDOM.standard_normal((B, T, n, 8)), jnp.float32) for n in (H, G, G, H))
+    mask = jnp.tril(jnp.ones((T, T), bool))
+    ours = jax.jit(jax.grad(lambda *a: jnp.sum(weight * causal_attention(*a)), (0, 1, 2)))(q, k, v)
+    plain = jax.jit(jax.grad(lambda *a: jnp.sum(weight * reference_attention(*a, mask)), (0, 1, 2)))(q, k, v)
+    for a, b in zip(ours, plain, strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
