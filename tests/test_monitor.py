@@ -1,104 +1,65 @@
-"""Events are recorded exactly once, read back equal, and the report is one page that needs nothing else."""
+"""What the sinks write, the report reads: one run, from its first event to its page."""
 
-import io
-import json
 import math
-from dataclasses import asdict
+import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
-from qianyi.errors import DataError
 from qianyi.events import EvalEvent, StepEvent
-from qianyi.monitor.sinks import FanOut, JsonLines, TensorBoard, Terminal
+from qianyi.monitor.environment import record_start
+from qianyi.monitor.record import read_run
+from qianyi.monitor.report import write_report
+from qianyi.monitor.sinks import FanOut, JsonLines
 
 
-def step(n: int, loss: float = 1 / 3) -> StepEvent:
+def step(n: int, loss: float) -> StepEvent:
     return StepEvent(
-        step=n, tokens=n * 100, loss=loss, z_loss=1e-5, grad_norm=0.1 + n, learning_rate=1e-3 / 7, step_seconds=0.5 if n > 1 else 20.0,
-        tokens_per_second=200.0, mfu=0.4, memory_bytes=2**30, time=1e9 + n,
+        step=n, tokens=n * 100, loss=loss, z_loss=1e-5, grad_norm=0.1 + n, learning_rate=1e-3 / 7, step_seconds=0.5,
+        tokens_per_second=200.0, mfu=0.4, memory_bytes=2**30, time=1.7e9 + n,
     )  # fmt: skip
 
 
 def evaluation(n: int) -> EvalEvent:
     return EvalEvent(
-        step=n,
-        loss=2.5,
-        perplexity=math.exp(2.5),
-        bits_per_byte=1.2345,
-        tokens=1000,
-        bytes=3000,
-        seconds=1.0,
-        time=1e9 + n,
-    )
+        step=n, loss=2.5, perplexity=math.exp(2.5), bits_per_byte=1.2345, tokens=1000, bytes=3000, seconds=1.0, time=1.7e9 + n
+    )  # fmt: skip
 
 
-def rows(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def start(run: Path, after: int, last: int, loss: float) -> FanOut:
+    """A start of the run, left open as a kill leaves it."""
+    sinks = FanOut([JsonLines(run, after)])
+    record_start(run, {"start_step": after, "devices": 8, "device_kind": "cpu"})
+    for n in range(after + 1, last + 1):
+        sinks.step(step(n, loss))
+        if n % 10 == 0:
+            sinks.evaluation(evaluation(n))
+    return sinks
 
 
-def test_json_lines_keep_full_precision(tmp_path: Path) -> None:
+def test_a_killed_and_continued_run_is_one_run_on_its_page(tmp_path: Path) -> None:
+    killed = start(tmp_path, 0, 33, loss=5.0)
+    start(tmp_path, 20, 40, loss=1 / 3).close()
+    run = read_run(tmp_path)
+    assert list(run.events["step"]) == list(range(1, 41))
+    assert list(run.events["loss"]) == [5.0] * 20 + [1 / 3] * 20
+    assert list(run.evals["step"]) == [10, 20, 30, 40]
+    assert run.restarts == [20] and run.bits_per_byte == 1.2345
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "over 2 starts. The training loss went from 5.000 to 0.333" in page
+    assert "continued from the checkpoint of step 20." in page
+    killed.close()
+
+
+def test_the_mean_of_a_long_curve_does_not_end_in_one_steps_noise(tmp_path: Path) -> None:
+    noise = random.Random(0)
     sink = JsonLines(tmp_path, 0)
-    events = [step(n, loss=1 / n) for n in range(1, 6)]
-    for event in events:
-        sink.step(event)
-    sink.evaluation(evaluation(5))
+    for n in range(1, 3001):
+        sink.step(replace(step(n, noise.gauss(3.0, 0.1)), loss=9.0) if n in {1, 3000} else step(n, noise.gauss(3.0, 0.1)))
     sink.close()
-    assert rows(tmp_path / "events.jsonl") == [asdict(e) for e in events]
-    assert rows(tmp_path / "evals.jsonl") == [asdict(evaluation(5))]
-
-
-def test_each_step_once_after_a_kill(tmp_path: Path) -> None:
-    sink = JsonLines(tmp_path, 0)
-    for n in range(1, 8):
-        sink.step(step(n))
-        sink.evaluation(evaluation(n))
-    sink.close()
-    with (tmp_path / "events.jsonl").open("a") as file:
-        file.write('{"step": 8, "lo')  # a kill in the middle of a line
-    again = JsonLines(tmp_path, 4)
-    again.step(step(5, loss=9.0))
-    again.close()
-    assert [r["step"] for r in rows(tmp_path / "events.jsonl")] == [1, 2, 3, 4, 5]
-    assert rows(tmp_path / "events.jsonl")[-1]["loss"] == 9.0
-    assert [r["step"] for r in rows(tmp_path / "evals.jsonl")] == [1, 2, 3, 4]
-
-
-def test_foreign_file_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "events.jsonl").write_text("my notes\nmore\n")
-    with pytest.raises(DataError, match=r"events\.jsonl:1: not an event"):
-        JsonLines(tmp_path, 3)
-    assert (tmp_path / "events.jsonl").read_text() == "my notes\nmore\n"
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard_reads_back_equal(tmp_path: Path) -> None:
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    first = TensorBoard(tmp_path, 0)
-    for n in range(1, 6):
-        first.step(step(n, loss=float(n)))
-    first.close()
-    second = TensorBoard(tmp_path, 3)  # continued after step 3: 4 and 5 are done again
-    for n in range(4, 7):
-        second.step(step(n, loss=float(10 * n)))
-    second.evaluation(evaluation(6))
-    second.close()
-    accumulator = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    accumulator.Reload()
-    read = [(s.step, s.value) for s in accumulator.Scalars("train/loss")]
-    assert read == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0), (5, 50.0), (6, 60.0)]
-    assert accumulator.Scalars("validation/bits_per_byte")[0].value == pytest.approx(1.2345)
-    assert accumulator.Scalars("perf/mfu")[0].value == pytest.approx(0.4)
-
-
-def test_terminal_on_a_pipe_is_short(tmp_path: Path) -> None:
-    out = io.StringIO()
-    sink = FanOut([Terminal(1000, 0, out), JsonLines(tmp_path, 0)])
-    for n in range(1, 1001):
-        sink.step(step(n))
-    sink.evaluation(evaluation(1000))
-    sink.close()
-    lines = out.getvalue().splitlines()
-    assert 15 <= len(lines) <= 30
-    assert "1000/1000" in lines[-2] and "MFU 40.0%" in lines[-2] and "200 tokens/s" in lines[-2]
-    assert "1.2345 bits per byte" in lines[-1]
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    each, mean = (re.findall(rf'class="curve {style}" d="M([^"]+)"', page)[0].split() for style in ("faint", "line"))
+    heights = {curve: [float(point.split(",")[1]) for point in points] for curve, points in (("each", each), ("mean", mean))}
+    assert heights["each"][0] == heights["each"][-1] == min(heights["each"]), "every step is still drawn"
+    # A thousand units are over six nats: the mean, of noise of a tenth of a nat, stays within 0.7 of them.
+    assert max(heights["mean"]) - min(heights["mean"]) < 120

@@ -179,7 +179,11 @@ def _trend(points: Points, what: str = "") -> list[Series]:
     reach = len(points) // 100
     if not what and len(points) <= MAX_POINTS:
         return [Series("", points)]
-    return [Series(f"{what}each step", points, "faint"), Series(f"{what}mean of {2 * reach + 1:,} steps", smooth(points, reach))]
+    means = smooth(points, reach)
+    if len(points) > MAX_POINTS:
+        # The first and the last place have but one step to average: its noise would be read as where the run ended.
+        means = means[1:-1]
+    return [Series(f"{what}each step", points, "faint"), Series(f"{what}mean of {2 * reach + 1:,} steps", means)]
 
 
 def _mfu(run: Run) -> str:
