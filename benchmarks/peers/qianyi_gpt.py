@@ -10,8 +10,8 @@ pin(options.threads)
 import jax  # noqa: E402 - after the processors are set
 from jax.sharding import NamedSharding  # noqa: E402
 
+from qianyi.config.counts import parameter_count  # noqa: E402
 from qianyi.config.schema import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig  # noqa: E402
-from qianyi.model.flops import parameter_count  # noqa: E402
 from qianyi.parallel.mesh import make_mesh  # noqa: E402
 from qianyi.parallel.rules import batch_spec  # noqa: E402
 from qianyi.train.state import init_state  # noqa: E402

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qianyi.cli.run import Session, begin
+from qianyi.data.tokenizer import id_count
 from qianyi.evaluate.perplexity import evaluate, gzip_bits_per_byte, uniform_bits_per_byte, unigram_bits_per_byte
 from qianyi.train.state import abstract_state
 from qianyi.train.step import make_eval_step
@@ -36,7 +37,7 @@ def baselines(session: Session) -> dict[str, float]:
     targets = np.concatenate([b["targets"].ravel() for b in data.host_batches(session.config.train.eval_batches)])
     targets = targets[targets >= 0]
     n_bytes = data.bytes_of(targets)
-    vocab_size = session.tokenizer.get_vocab_size()
+    vocab_size = id_count(session.tokenizer)
     text = session.tokenizer.decode(targets.tolist()).encode()
     return {
         "uniform": uniform_bits_per_byte(vocab_size, len(targets), n_bytes),

@@ -20,8 +20,9 @@ PROMPTS = ("ROMEO:\n", "却说曹操")
 def run(steps: int, run_dir: Path) -> None:
     began_seconds = time.perf_counter()
     settings = [f"train.steps={steps}", f"run.dir={run_dir}", "checkpoint.every_steps=20"]
-    if run_dir.exists():
-        shutil.rmtree(run_dir)
+    again = run_dir.with_name(f"{run_dir.name}-killed")
+    for directory in (run_dir, again):
+        _clear(directory)
 
     _say(1, "Data: the plays of Shakespeare and 三国演义, a tokenizer trained on both, token shards")
     _qianyi("data", "prepare", "quickstart")
@@ -30,7 +31,7 @@ def run(steps: int, run_dir: Path) -> None:
     _qianyi("train", "quickstart", *settings)
 
     _say(3, "A crash: the same run again, killed with SIGKILL on its way, then continued by the same command")
-    _show_resume(run_dir, settings)
+    _show_resume(run_dir, again, settings)
 
     _say(4, "Held-out text: bits per byte against what needs no model")
     scores = json.loads(_qianyi("eval", "quickstart", *settings, "--json", quiet=True).splitlines()[-1])
@@ -57,14 +58,23 @@ def run(steps: int, run_dir: Path) -> None:
     )
 
 
-def _show_resume(run_dir: Path, settings: list[str]) -> None:
+def _clear(directory: Path) -> None:
+    """Remove what an earlier quickstart left.
+
+    Raises:
+        QianyiError: the directory holds something else, which is not ours to remove.
+    """
+    if directory.exists() and any(directory.iterdir()) and not (directory / "config.yaml").exists():
+        raise QianyiError(f"{directory}: holds something that is not a run; name another directory with --dir")
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _show_resume(run_dir: Path, again: Path, settings: list[str]) -> None:
     """Kill a copy of the run, continue it for a while, and compare its losses with those of the run that was not killed.
 
     Raises:
         QianyiError: they differ.
     """
-    again = run_dir.with_name(f"{run_dir.name}-killed")
-    shutil.rmtree(again, ignore_errors=True)
     arguments = ["train", "quickstart", *settings, f"run.dir={again}"]
     print(f"  $ {shlex.join(['qianyi', *arguments])}", flush=True)
     killed_after = _train_until(arguments, again / "events.jsonl", KILL_STEP, signal.SIGKILL)
@@ -87,7 +97,11 @@ def _show_resume(run_dir: Path, settings: list[str]) -> None:
 
 
 def _train_until(arguments: list[str], events: Path, step: int, how: signal.Signals) -> int:
-    """Start training, send a signal when it has done `step` steps, and return the steps it had done then."""
+    """Start training, send a signal when it has done `step` steps, and return the steps it had done then.
+
+    Raises:
+        QianyiError: it ended before that.
+    """
     process = subprocess.Popen([sys.executable, "-m", "qianyi", *arguments], stdout=subprocess.DEVNULL)
     before = _lines(events)
     # A continued run first drops the steps after its checkpoint, so wait until it has grown again.
@@ -96,6 +110,8 @@ def _train_until(arguments: list[str], events: Path, step: int, how: signal.Sign
         shrunk = shrunk or _lines(events) < before
         time.sleep(0.02)
     done = _lines(events)
+    if done < step:
+        raise QianyiError(f"training ended with exit code {process.returncode} after step {done}; its message is above")
     process.send_signal(how)
     process.wait()
     return done

@@ -9,10 +9,11 @@ from jax.experimental import multihost_utils
 
 from qianyi.cli.data import prepare_with_progress
 from qianyi.cli.run import Session, begin
+from qianyi.config.counts import parameter_count
 from qianyi.config.load import dump
 from qianyi.data.stage import write_json
 from qianyi.evaluate.perplexity import evaluate
-from qianyi.model.flops import MFU_CONVENTION, parameter_count
+from qianyi.model.flops import MFU_CONVENTION
 from qianyi.monitor.environment import record_start
 from qianyi.monitor.sinks import FanOut, JsonLines, Sink, TensorBoard, Terminal
 from qianyi.train.checkpoint import Checkpoints
@@ -37,8 +38,10 @@ def run(recipe: str, overrides: list[str]) -> None:
             try:
                 state = _train(session, state, checkpoints, sinks, stop.reached)
             finally:
-                sinks.close()
-                checkpoints.close()
+                try:
+                    checkpoints.close()
+                finally:
+                    sinks.close()
     _say_end(session, int(state.step))
     if stop.signal is not None:
         sys.exit(EXIT_CODES[stop.signal])

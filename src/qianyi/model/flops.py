@@ -7,7 +7,6 @@ the square; recomputation not counted (Chowdhery et al. 2022, appendix B, with t
 
 from qianyi.config.schema import ModelConfig
 from qianyi.model.decoder import decoder_params
-from qianyi.model.param import Param, count
 
 MFU_CONVENTION = "model FLOPs: 6 per matmul parameter and token + causal attention at half; recomputation not counted"
 
@@ -15,7 +14,7 @@ MFU_CONVENTION = "model FLOPs: 6 per matmul parameter and token + causal attenti
 def matmul_parameters(m: ModelConfig) -> int:
     """Parameters that enter a matmul once per token."""
     params = decoder_params(m)
-    blocks = sum(p.size for part in params["blocks"].values() for p in part.values() if _is_matrix(p))
+    blocks = sum(p.size for part in params["blocks"].values() for p in part.values() if p.kind == "matrix")
     return blocks + m.vocab_size * m.d_model
 
 
@@ -23,11 +22,3 @@ def flops_per_token(m: ModelConfig, seq_len: int) -> float:
     """Forward and backward FLOPs per token at a sequence length."""
     attention = 12 * m.n_layers * m.n_heads * m.d_head * seq_len / 2
     return 6 * matmul_parameters(m) + attention
-
-
-def parameter_count(m: ModelConfig) -> int:
-    return count(decoder_params(m))
-
-
-def _is_matrix(p: Param) -> bool:
-    return p.kind == "matrix"

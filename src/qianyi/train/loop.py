@@ -77,13 +77,14 @@ def train_loop(
         report()  # the step before, while this one runs
         pending = (step, metrics)
         stopping, last = hooks.stop(step), step == config.train.steps
-        if stopping or last or saves.due(step):
-            report()
-            hooks.save(state, step)
+        # Validation comes before the save, so that a run that continues from the save has it.
         if last or (config.train.eval_every and step % config.train.eval_every == 0 and not stopping):
             report()
             hooks.evaluate(state, step)
             meter.pause()
+        if stopping or last or saves.due(step):
+            report()
+            hooks.save(state, step)
         if stopping or last:
             break
     report()
