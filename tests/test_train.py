@@ -92,13 +92,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_and_signal(cwd: Path, run: str, at_step: int, how: signal.Signals) -> int:
-    """Train in the background until `at_step` steps are recorded, send a signal, and return the exit code."""
+    """Train in the background until `at_step` steps are recorded and a checkpoint is committed, send a signal, and return the exit code."""
     command = [sys.executable, "-m", "qianyi", "train", "quickstart", *SMALL, f"run.dir={run}"]
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     events = cwd / run / "events.jsonl"
+    checkpoints = cwd / run / "checkpoints"
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
-        if events.exists() and events.read_bytes().count(b"\n") >= at_step:
+        # A save is asynchronous: a committed one has its final name, eight digits.
+        committed = any(checkpoints.glob("[0-9]" * 8))
+        if committed and events.read_bytes().count(b"\n") >= at_step:
             break
         time.sleep(0.005)
     process.send_signal(how)
