@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: setup quickstart test lint clean benchmark-peers
+.PHONY: setup quickstart test lint pods verify clean benchmark-peers
 
 setup: $(STAMP)
 
@@ -26,11 +26,21 @@ quickstart: setup
 test: setup lint
 	$(BIN)/pytest -n 2
 
+# Every shipped recipe on a spread of layouts; takes about half an hour.
+verify: setup
+	$(BIN)/qianyi verify --all
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The TPU and GPU compilers, without which tests/test_pods.py is skipped: 1.3 GB, apart from the environment, where the plugin would look
+# for a GPU at each start.
+pods: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --upgrade --target .venv-pods \
+		libtpu jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
 
 # Environments of their own for the peers that benchmarks/train_cpu.py measures.
 benchmark-peers:

@@ -24,7 +24,7 @@ def instead(statement: str, *arguments: str, env: dict[str, str] | None = None) 
 import os, signal, sys, time
 import qianyi.cli.show
 from qianyi.cli.main import main
-def run(recipe, overrides):
+def run(recipe, overrides, layout):
     {statement}
 qianyi.cli.show.run = run
 sys.argv = ["qianyi", "show", "quickstart", *sys.argv[1:]]

@@ -117,7 +117,7 @@ def test_dump_brings_any_text_back(tmp_path: Path, text: str) -> None:
          "mine.yaml:5: data.sources.0.weight: expected a value greater than 0, found `-1`"),
         ("data: {sources: [{name: a b, path: x}]}\n", [],
          "mine.yaml:1: data.sources.0.name: expected text that matches ^[A-Za-z0-9_.-]+$, found `a b`"),
-        ("", ["layout.zero=2"], "command line: layout.zero: expected 0 or 3, found `2`"),
+        ("", ["layout.zero=4"], "command line: layout.zero: expected 0, 1, 2 or 3, found `4`"),
         ("model: {norm: rmsnrm}\n", [],
          "mine.yaml:1: model.norm: expected 'layernorm' or 'rmsnorm', found `rmsnrm`; did you mean `rmsnorm`?"),
         ("model: {remat: ful}\n", [],
@@ -181,7 +181,7 @@ def test_a_mistake_in_a_base_names_the_chain(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
-    message = mistake(tmp_path, "model:\n  n_head: 4\n", "train.steps=x", "layout.zero=2", "nothing", "a=[", "model.remat=3")
+    message = mistake(tmp_path, "model:\n  n_head: 4\n", "train.steps=x", "layout.zero=4", "nothing", "a=[", "model.remat=3")
     assert len(message.splitlines()) == 6
     message = mistake(tmp_path, "", "layout.model=5", "schedule.warmup_steps=1000", "model.remat=[x]")
     assert len(message.splitlines()) == 7  # 5 divides neither heads, key/value heads, d_ff, vocabulary nor sequence
@@ -203,6 +203,16 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
          "train.batch_size=32 does not split into layout.replica 2 x layout.data 2 x train.accumulation 3 = 12 equal parts; "
          "use 24 or 36"),
         (["train.accumulation=16"], "= 16 equal parts; use 16"),
+        (["layout.stage=8", "train.accumulation=4"], "train.accumulation=4 microbatches do not fill layout.stage=8 stages; use "),
+        (["layout.stage=16", "train.accumulation=16"], "is more than model.n_layers=12: some would have no layer; layout.stage=12 would"),
+        (["layout.context=3"], "which do not divide train.seq_len=1024; use 1020 or 1026"),
+        (["layout.expert=4"], "but model.moe.n_experts=0: there are no experts; use layout.data=4"),
+        (["layout.expert=4", "model.moe.n_experts=2"], "layout.expert=4 does not divide model.moe.n_experts=2; 1, 2 would"),
+        (["layout.zero=1"], "layout.zero=1 changes nothing with layout.data=1 and layout.context=1"),
+        (["layout.schedule=gpipe"], "layout.schedule=gpipe changes nothing with layout.stage=1"),
+        (["layout.exchange=ring"], "layout.exchange=ring changes nothing with layout.context=1"),
+        (["layout.data=2", "layout.zero=2", "layout.gather=step"], "layout.gather=step with whole gradients is layout.zero=1"),
+        (["layout.stage=2", "train.accumulation=2", "layout.context=2", "layout.exchange=ring"], "use layout.exchange=gather"),
         (["train.seq_len=2048"], "train.seq_len=2048 is longer than model.max_seq_len=1024"),
         (["data.tokenizer_vocab_size=60000"], "data.tokenizer_vocab_size=60000 is larger than model.vocab_size=50257"),
         (["schedule.warmup_steps=1000"], "schedule.warmup_steps=1000 leaves nothing of train.steps=1000; use 100 or so"),
@@ -223,6 +233,7 @@ def test_parts_that_do_not_fit_together(tmp_path: Path, overrides: list[str], me
     "overrides",
     [
         ["layout.zero=0", "layout.data=5", "train.batch_size=5"],
+        ["layout.stage=4", "layout.chunks=3", "train.accumulation=8", "layout.context=2"],
         ["schedule.kind=wsd", "schedule.warmup_steps=800"],
         ["run.virtual_devices=8"],
         ["data.sources=[{name: a, path: x, weight: 1}, {name: b, path: y, weight: 2}]"],
@@ -240,7 +251,7 @@ def test_too_few_devices() -> None:
     with pytest.raises(ResourceError) as error:
         check(config, 3)
     assert str(error.value) == (
-        "layout.replica 1 x layout.data 4 x layout.model 2 = 8 devices, but 3 are here; set layout.data=3 layout.model=1 to use all 3, "
+        "layout.data 4 x layout.model 2 = 8 devices, but 3 are here; set layout.data=3 layout.model=1 to use all 3, "
         "or simulate 8 on a CPU with run.platform=cpu run.virtual_devices=8"
     )
     with pytest.raises(ResourceError, match=r"but 1 is here; set layout\.data=1 layout\.model=1 to use it"):

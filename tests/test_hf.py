@@ -52,7 +52,7 @@ def hf_state(model) -> dict[str, np.ndarray]:
 
 def our_logits(params: Tree, m: ModelConfig, tokens: np.ndarray) -> np.ndarray:
     with jax.set_mesh(make_mesh(make_config(m).layout, jax.devices()[:1])):
-        on_device = jax.shard_map(lambda p, t: decoder_logits(p, t, m, lambda _, w: w), in_specs=P(), out_specs=P())
+        on_device = jax.shard_map(lambda p, t: decoder_logits(p, t, make_config(m), lambda _, w: w), in_specs=P(), out_specs=P())
         return np.asarray(jax.jit(on_device)(params, tokens))
 
 

@@ -97,7 +97,7 @@ def test_cached_generation_equals_reading_everything_again(model) -> None:
         params = init_state(config, mesh).params
         options = {"max_tokens": 14, "temperature": 0.0, "top_p": 1.0, "seed": 0}
         generated = list(generate_tokens(make_extend(model), params, model, [5, 6, 7], **options))
-        read = jax.jit(jax.shard_map(lambda p, t: decoder_logits(p, t, model, lambda _, w: w), in_specs=P(), out_specs=P()))
+        read = jax.jit(jax.shard_map(lambda p, t: decoder_logits(p, t, config, lambda _, w: w), in_specs=P(), out_specs=P()))
         tokens = [5, 6, 7]
         for token in generated:
             logits = np.asarray(read(params, np.array([tokens + [0] * (model.max_seq_len - len(tokens))], np.int32)))

@@ -30,6 +30,12 @@ LAYOUTS = {
     "fsdp 4 x tensor 2": LayoutConfig(data=4, model=2),
     "fsdp 2 x tensor 4": LayoutConfig(data=2, model=4),
     "replica 2 x fsdp 2 x tensor 2": LayoutConfig(replica=2, data=2, model=2),
+    "zero 1": LayoutConfig(data=8, zero=1),
+    "zero 2": LayoutConfig(data=8, zero=2),
+    "zero 2 x tensor 2": LayoutConfig(replica=2, data=2, model=2, zero=2),
+    "context 4 ring x data 2": LayoutConfig(context=4, data=2),
+    "context 4 gather x tensor 2": LayoutConfig(context=4, model=2, exchange="gather"),
+    "context 2 x data 2 x tensor 2, zero 2": LayoutConfig(context=2, data=2, model=2, zero=2),
 }
 MODELS = {"gpt": GPT, "llama": LLAMA}
 RTOL = 1e-5
@@ -81,7 +87,7 @@ def test_gradient_is_that_of_the_plain_loss(model: ModelConfig) -> None:
     mesh = make_mesh(config.layout, jax.devices()[:1])
 
     def plain_loss(params: Tree, batch: Batch) -> jax.Array:
-        logits = decoder_logits(params, batch["inputs"], model, lambda _, part: part)
+        logits = decoder_logits(params, batch["inputs"], config, lambda _, part: part)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         at_target = jnp.take_along_axis(logits, jnp.maximum(batch["targets"], 0)[..., None], axis=-1)[..., 0]
         terms = log_z - at_target + config.train.z_loss * log_z**2

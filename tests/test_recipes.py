@@ -25,7 +25,7 @@ def test_names() -> None:
 
 
 # Of the released weights, to the parameter; of GPT-3, the rounded sizes of Brown et al. 2020, table 2.1.
-RELEASED = {"gpt2-124m": 124_439_808, "llama3-8b": 8_030_261_248, "llama3-405b": 405_853_388_800}
+RELEASED = {"gpt2-124m": 124_439_808, "llama3-8b": 8_030_261_248, "mixtral-8x7b": 46_702_792_704, "llama3-405b": 405_853_388_800}
 ROUNDED = {"gpt3-6.7b": (6.7e9, 0.01), "gpt3-175b": (175.0e9, 0.003)}
 
 
@@ -48,6 +48,7 @@ def test_only_gpt3_175b_pads_its_vocabulary() -> None:
     vocabularies = {name: load(name).config.model.vocab_size for name in (*RELEASED, *ROUNDED)}
     assert vocabularies == {
         "gpt2-124m": 50257, "gpt3-6.7b": 50257, "gpt3-175b": 50304, "llama3-8b": 128256, "llama3-405b": 128256,
+        "mixtral-8x7b": 32000,
     }  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def test_the_page_has_every_part(full: Path) -> None:
     ]
     assert page.tags.count("svg") == 6
     for said in (
-        *("all of it", "14 November 2023, 22:13 to 22:16 UTC", "A bilingual model", "replica 1 × data 4 × model 2"),
+        *("all of it", "14 November 2023, 22:13 to 22:16 UTC", "A bilingual model", "data 4 × model 2"),
         *("1.2345", "4.5678", "96.3", "4.0000", "20.0k", "1.50 GiB", "40.0%"),
         *("median 200", "median 0.5", "at most 1.50", "last 0.001", "mean of 5 steps"),
         *(

@@ -131,13 +131,19 @@ def test_signal_saves_and_the_same_command_continues(work: Path, how: signal.Sig
     assert losses(work / run) == losses(work / "whole")
 
 
-def test_resumed_on_another_layout(work: Path) -> None:
-    start_and_signal(work, "moved", 8, signal.SIGTERM)
-    before = len(losses(work / "moved"))
-    done = train(work, "moved", "layout.data=2", "layout.model=1", "run.virtual_devices=2")
+@pytest.mark.parametrize(
+    "layout",
+    [["layout.data=2", "layout.model=1"], ["layout.stage=2", "layout.data=1", "layout.model=1", "train.accumulation=2"]],
+    ids=["fsdp", "pipeline"],
+)
+def test_resumed_on_another_layout(work: Path, layout: list[str]) -> None:
+    run = f"moved-{len(layout)}"
+    start_and_signal(work, run, 8, signal.SIGTERM)
+    before = len(losses(work / run))
+    done = train(work, run, *layout, "run.virtual_devices=2")
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(losses(work / "moved")[:before], losses(work / "whole")[:before])
-    np.testing.assert_allclose(losses(work / "moved"), losses(work / "whole"), rtol=1e-5)
+    np.testing.assert_array_equal(losses(work / run)[:before], losses(work / "whole")[:before])
+    np.testing.assert_allclose(losses(work / run), losses(work / "whole"), rtol=1e-5)
 
 
 def test_two_processes_equal_one(work: Path) -> None:

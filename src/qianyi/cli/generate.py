@@ -12,6 +12,7 @@ from qianyi.generate.sample import generate_tokens, make_extend, stream_text
 from qianyi.model.param import Tree
 from qianyi.monitor.sinks import append_json_line
 from qianyi.parallel.mesh import make_mesh
+from qianyi.train.checkpoint import make_record
 from qianyi.train.state import abstract_state
 
 
@@ -54,6 +55,7 @@ def _restore(session: Session, mesh: jax.sharding.Mesh) -> tuple[Tree, int]:
     """The newest parameters, whole on one device."""
     checkpoints = session.checkpoints(must_exist=True)
     one_device = session.config.model_copy(update={"layout": LayoutConfig()})
-    state = checkpoints.restore(abstract_state(one_device, mesh), session.record)
+    record = make_record(one_device, session.training_data.record)
+    state = checkpoints.restore(abstract_state(one_device, mesh), record)
     checkpoints.close()
     return state.params, int(state.step)

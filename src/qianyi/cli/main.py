@@ -26,6 +26,8 @@ app.add_typer(data_app, name="data")
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's.")]
 
+Layout = Annotated[str | None, typer.Option("--layout", metavar="KEY=N,...", help="Such as stage=2,data=2,model=2.")]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -50,11 +52,31 @@ def recipes_() -> None:
 
 
 @app.command()
-def show(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Print a recipe and where each value comes from."""
+def show(recipe: Recipe, overrides: Overrides = None, layout: Layout = None) -> None:
+    """Print a recipe and where each value comes from. With --layout: what lies on a device, and what it sends."""
     from qianyi.cli import show
 
-    show.run(recipe, overrides or [])
+    show.run(recipe, overrides or [], layout)
+
+
+@app.command()
+def verify(
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")] = None,
+    overrides: Overrides = None,
+    layout: Layout = None,
+    every: Annotated[bool, typer.Option("--all", help="Every shipped recipe on a spread of layouts.")] = False,
+    directory: Annotated[Path, typer.Option("--dir", help="Where the certificate goes.")] = Path("certificate"),
+) -> None:
+    """Certify that a layout computes what one device computes, on virtual devices, for the recipe made small."""
+    from qianyi.cli import verify
+    from qianyi.errors import ConfigError
+
+    if every == (recipe is not None):
+        raise ConfigError("verify: name a RECIPE, or say --all")
+    if recipe is None:
+        verify.run_all(directory)
+    else:
+        verify.run(recipe, overrides or [], layout, directory)
 
 
 @app.command()

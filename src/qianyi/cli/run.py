@@ -49,12 +49,13 @@ class Session:
 
     @cached_property
     def training_data(self) -> TrainingData:
-        return TrainingData(self.config.data, self.config.train.seq_len, self.config.train.batch_size)
+        train = self.config.train
+        return TrainingData(self.config.data, train.seq_len, train.batch_size, train.document_mask)
 
     @cached_property
     def validation_data(self) -> ValidationData:
-        train = self.config.train
-        return ValidationData(self.config.data, train.seq_len, train.batch_size, token_bytes(self.tokenizer))
+        train, sizes = self.config.train, token_bytes(self.tokenizer)
+        return ValidationData(self.config.data, train.seq_len, train.batch_size, sizes, train.document_mask)
 
     @cached_property
     def record(self) -> Record:

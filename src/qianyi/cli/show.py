@@ -1,17 +1,39 @@
 """`qianyi show`."""
 
+from dataclasses import asdict
+
+from qianyi.cli.layout import layout_overrides
 from qianyi.cli.recipes import readable
 from qianyi.config.check import check
 from qianyi.config.counts import parameter_count
 from qianyi.config.load import dump, load
+from qianyi.config.schema import Config
+from qianyi.monitor.words import gibibytes
 
 
-def run(recipe: str, overrides: list[str]) -> None:
-    resolved = load(recipe, overrides)
+def run(recipe: str, overrides: list[str], layout: str | None) -> None:
+    resolved = load(recipe, [*overrides, *layout_overrides(layout)] if layout else overrides)
     check(resolved.config)
-    train, layout = resolved.config.train, resolved.config.layout
+    train, devices = resolved.config.train, resolved.config.layout.n_devices
     step_tokens = train.batch_size * train.seq_len
     count = parameter_count(resolved.config.model)
-    print(f"# {count:,} parameters ({readable(count)}), {layout.n_devices} devices")
+    print(f"# {count:,} parameters ({readable(count)}), {devices} devices")
     print(f"# {step_tokens:,} tokens per step, {readable(step_tokens * train.steps)} tokens in {train.steps:,} steps")
+    if layout:
+        _show_layout(resolved.config)
     print(dump(resolved), end="")
+
+
+def _show_layout(config: Config) -> None:
+    """What lies on a device and what it sends, as comments above the recipe."""
+    from qianyi.parallel.mesh import describe  # noqa: PLC0415 - JAX takes a second, which `show` alone does not need
+    from qianyi.train.footprint import held, sends  # noqa: PLC0415
+
+    on_device = held(config)
+    print(f"# layout: {describe(config.layout)}, ZeRO {config.layout.zero}")
+    print("# a device holds, without activations:")
+    for name, size in asdict(on_device).items():
+        print(f"#   {name.replace('_', ' '):50} {gibibytes(size):>12}")
+    print("# a device sends per step:")
+    for s in sends(config):
+        print(f"#   {s.what:50} {gibibytes(s.bytes_per_device):>12}  over {s.axes}")

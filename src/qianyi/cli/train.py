@@ -9,13 +9,13 @@ from jax.experimental import multihost_utils
 
 from qianyi.cli.data import prepare_with_progress
 from qianyi.cli.run import Session, begin
-from qianyi.config.counts import parameter_count
+from qianyi.config.counts import MFU_CONVENTION, parameter_count
 from qianyi.config.load import dump
 from qianyi.data.stage import write_json
 from qianyi.evaluate.perplexity import evaluate
-from qianyi.model.flops import MFU_CONVENTION
 from qianyi.monitor.environment import record_start
 from qianyi.monitor.sinks import FanOut, JsonLines, Sink, TensorBoard, Terminal
+from qianyi.parallel.mesh import describe
 from qianyi.train.checkpoint import Checkpoints
 from qianyi.train.hardware import peak_flops
 from qianyi.train.loop import Hooks, train_loop
@@ -97,10 +97,10 @@ def _open_sinks(session: Session, step: int) -> Sink:
 
 
 def _say_start(session: Session, step: int) -> None:
-    config, layout = session.config, session.config.layout
+    config = session.config
     print(
         f"{parameter_count(config.model):,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind} "
-        f"(replica {layout.replica} x data {layout.data} x model {layout.model}), {jax.process_count()} process(es)"
+        f"({describe(config.layout)}), {jax.process_count()} process(es)"
     )
     if peak_flops(config.run.peak_flops) is None:
         print("MFU: not shown, the peak of this device is not known; set run.peak_flops to see it")

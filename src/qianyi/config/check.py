@@ -4,9 +4,9 @@ Each rule yields problems; all of them are reported together, with the numbers a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from qianyi.config.schema import Config, LayoutConfig
+from qianyi.config.schema import AXES, BATCH_AXES, Config, LayoutConfig
 from qianyi.errors import ConfigError, ResourceError
 
 ACTIVATIONS = (
@@ -21,10 +21,12 @@ ACTIVATIONS = (
     "mlp_gate",
     "mlp_hidden",
     "mlp_out",
+    "expert_tokens",
+    "expert_out",
 )
 """Activations of a block that `model.remat` may name."""
-MATMUL_ACTIVATIONS = ("query", "key", "value", "attn_out", "attn_proj", "mlp_up", "mlp_gate")
-"""What `model.remat=matmuls` keeps: with these, the backward pass repeats no matmul and no attention."""
+MATMUL_ACTIVATIONS = ("query", "key", "value", "attn_out", "attn_proj", "mlp_up", "mlp_gate", "expert_tokens", "expert_out")
+"""What `model.remat=matmuls` keeps: with these, the backward pass repeats no matmul, no attention and no all-to-all of experts."""
 
 
 def check(config: Config, n_devices: int | None = None) -> None:
@@ -38,7 +40,10 @@ def check(config: Config, n_devices: int | None = None) -> None:
         ConfigError: all problems, one line each.
         ResourceError: there are fewer devices than the layout needs.
     """
-    rules = (_tensor_axis, _data_axis, _batch, _lengths, _schedule, _remat, _sources, _platform)
+    rules = (
+        *(_tensor_axis, _sharding, _stages, _context, _experts, _without_effect),
+        *(_batch, _lengths, _schedule, _remat, _sources, _platform),
+    )
     problems = [problem for rule in rules for problem in rule(config)]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -54,20 +59,96 @@ def _tensor_axis(config: Config) -> Iterator[str]:
     if m.vocab_size % axis:
         padded = m.vocab_size + -m.vocab_size % axis
         yield f"layout.model={axis} does not divide model.vocab_size={m.vocab_size}; pad it to {padded}"
-    if config.train.seq_len % axis:
+    length = config.train.seq_len // config.layout.context
+    if length % axis:
+        split = f" / layout.context={config.layout.context}" if config.layout.context > 1 else ""
         yield (
-            f"layout.model={axis} does not divide train.seq_len={config.train.seq_len} (sequence parallelism); "
-            f"use {_multiples(config.train.seq_len, axis)}"
+            f"layout.model={axis} does not divide train.seq_len={config.train.seq_len}{split} (sequence parallelism); "
+            f"use {_multiples(config.train.seq_len, axis * config.layout.context)}"
         )
 
 
-def _data_axis(config: Config) -> Iterator[str]:
+def _sharding(config: Config) -> Iterator[str]:
     layout, width = config.layout, config.model.d_model
-    if layout.zero == 3 and width % layout.data:
-        yield (
-            f"layout.data={layout.data} does not divide model.d_model={width}, along which layout.zero=3 shards parameters; "
-            f"{_divisors(width, layout.data)}, or use layout.zero=0"
+    parts = layout.data * layout.context
+    if layout.zero and width % parts:
+        product = (
+            f"layout.data {layout.data} x layout.context {layout.context} = {parts}"
+            if layout.context > 1
+            else f"layout.data={parts}"
         )
+        yield (
+            f"{product} does not divide model.d_model={width}, along which layout.zero={layout.zero} shards parameters; "
+            f"{_divisors(width, parts)}, or use layout.zero=0"
+        )
+
+
+def _stages(config: Config) -> Iterator[str]:
+    layout, train = config.layout, config.train
+    virtual = layout.stage * layout.chunks
+    if layout.stage == 1:
+        return
+    if virtual > config.model.n_layers:
+        chunks = max(1, config.model.n_layers // layout.stage)
+        fits = f"layout.chunks={chunks}" if layout.stage <= config.model.n_layers else f"layout.stage={config.model.n_layers}"
+        yield (
+            f"layout.stage {layout.stage} x layout.chunks {layout.chunks} = {virtual} is more than model.n_layers={config.model.n_layers}: "
+            f"some would have no layer; {fits} would do"
+        )
+    if train.accumulation < layout.stage:
+        yield (
+            f"train.accumulation={train.accumulation} microbatches do not fill layout.stage={layout.stage} stages; "
+            f"use train.accumulation={layout.stage} or more, {4 * layout.stage} to idle little"
+        )
+    if layout.chunks > 1 and layout.schedule == "gpipe":
+        yield "layout.chunks > 1 is interleaved 1F1B; use layout.schedule=1f1b"
+    if layout.zero == 2:
+        yield "layout.zero=2 in a pipeline would reduce gradients for every microbatch; use layout.zero=1 (once per step) or 3"
+    if layout.exchange == "ring" and layout.context > 1:
+        yield "layout.exchange=ring does not go with layout.stage > 1: stages take turns, a ring needs all; use layout.exchange=gather"
+
+
+def _context(config: Config) -> Iterator[str]:
+    n, length = config.layout.context, config.train.seq_len
+    if n > 1 and length % (2 * n):
+        yield (
+            f"layout.context={n} splits a sequence into {2 * n} parts (two for each device, to share causal work evenly), which do "
+            f"not divide train.seq_len={length}; use {_multiples(length, 2 * n)}"
+        )
+
+
+def _experts(config: Config) -> Iterator[str]:
+    layout, moe = config.layout, config.model.mixture
+    if moe is None:
+        if layout.expert > 1:
+            use = layout.data * layout.expert
+            yield f"layout.expert={layout.expert}, but model.moe.n_experts=0: there are no experts; use layout.data={use}"
+        return
+    if moe.n_experts % layout.expert:
+        near = _divisors(moe.n_experts, layout.expert)
+        yield f"layout.expert={layout.expert} does not divide model.moe.n_experts={moe.n_experts}; {near}"
+    span = config.train.seq_len // (2 * layout.context if layout.context > 1 else 1)
+    if moe.capacity_factor is not None and span % moe.group_tokens:
+        yield (
+            f"model.moe.group_tokens={moe.group_tokens} does not divide the {span} consecutive tokens of a sequence on a device "
+            f"(train.seq_len={config.train.seq_len}, layout.context={layout.context}); {_divisors(span, moe.group_tokens)}"
+        )
+
+
+def _without_effect(config: Config) -> Iterator[str]:
+    """What would change nothing in the program is a mistake, not a preference."""
+    layout = config.layout
+    if layout.zero != 3 and layout.data * layout.context == 1:
+        yield f"layout.zero={layout.zero} changes nothing with layout.data=1 and layout.context=1; leave it out"
+    if layout.zero == 1 and layout.gather == "layer":
+        yield "layout.zero=1 reduces gradients once per step; layout.gather=layer with sharded gradients is layout.zero=2"
+    if layout.zero == 2 and layout.gather == "step":
+        yield "layout.zero=2 reduces gradients layer by layer; layout.gather=step with whole gradients is layout.zero=1"
+    if layout.stage == 1 and (layout.schedule != "1f1b" or layout.chunks > 1):
+        name = "schedule" if layout.schedule != "1f1b" else "chunks"
+        yield f"layout.{name}={getattr(layout, name)} changes nothing with layout.stage=1; leave it out or set layout.stage"
+    if layout.context == 1 and layout.exchange != "auto":
+        yield f"layout.exchange={layout.exchange} changes nothing with layout.context=1; leave it out or set layout.context"
 
 
 def _batch(config: Config) -> Iterator[str]:
@@ -75,8 +156,8 @@ def _batch(config: Config) -> Iterator[str]:
     parts = layout.batch_shards * train.accumulation
     if train.batch_size % parts:
         yield (
-            f"train.batch_size={train.batch_size} does not split into layout.replica {layout.replica} x layout.data {layout.data} x "
-            f"train.accumulation {train.accumulation} = {parts} equal parts; use {_multiples(train.batch_size, parts)}"
+            f"train.batch_size={train.batch_size} does not split into {_product(layout, BATCH_AXES)} x train.accumulation "
+            f"{train.accumulation} = {parts} equal parts; use {_multiples(train.batch_size, parts)}"
         )
 
 
@@ -127,7 +208,7 @@ def _check_devices(config: Config, found: int) -> None:
     if found == needed:
         return
     message = (
-        f"layout.replica {layout.replica} x layout.data {layout.data} x layout.model {layout.model} = {needed} "
+        f"{_product(layout, AXES)} = {needed} "
         f"{'device' if needed == 1 else 'devices'}, but {found} {'is' if found == 1 else 'are'} here; {_other_layout(layout, found)}"
     )
     if config.run.platform in {"cpu", "auto"}:
@@ -136,12 +217,18 @@ def _check_devices(config: Config, found: int) -> None:
 
 
 def _other_layout(layout: LayoutConfig, found: int) -> str:
-    """The nearest layout for so many devices: `data` changes, and `model` and `replica` where they must."""
-    model = math.gcd(layout.model, found)
-    replica = math.gcd(layout.replica, found // model)
-    values = {"replica": replica, "data": found // model // replica, "model": model}
-    changed = [f"layout.{axis}={size}" for axis, size in values.items() if size != getattr(layout, axis)]
+    """The nearest layout for so many devices: `data` changes, and others where they must."""
+    left, values = found, dict[str, int]()
+    for axis in ("model", "expert", "context", "stage", "replica"):
+        values[axis] = math.gcd(getattr(layout, axis), left)
+        left //= values[axis]
+    values["data"] = left
+    changed = [f"layout.{axis}={values[axis]}" for axis in AXES if values[axis] != getattr(layout, axis)]
     return f"set {' '.join(changed)} to use {'it' if found == 1 else f'all {found}'}"
+
+
+def _product(layout: LayoutConfig, axes: Sequence[str]) -> str:
+    return " x ".join(f"layout.{axis} {getattr(layout, axis)}" for axis in axes if getattr(layout, axis) > 1) or "one device"
 
 
 def _divisors(size: int, near: int) -> str:

@@ -62,13 +62,16 @@ def dump(resolved: Resolved) -> str:
     """The whole config as YAML that loads back to itself, each line with its origin as a comment."""
     lines: list[str] = []
     values = resolved.config.model_dump(mode="json")
+    group: list[str] = []
     for key in leaf_keys(Config):
         *parents, name = key.split(".")
         value = values
         for part in parents:
             value = value[part]
-        if parents and f"{parents[0]}:" not in lines:
-            lines.append(f"{parents[0]}:")
+        for depth, part in enumerate(parents):
+            if parents[: depth + 1] != group[: depth + 1]:
+                lines.append(f"{'  ' * depth}{part}:")
+        group = parents
         text = f"{'  ' * len(parents)}{name}: {inline(value[name])}"
         lines.append(f"{text:<48} # {resolved.origins[key]}")
     return "\n".join(lines) + "\n"

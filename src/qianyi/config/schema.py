@@ -5,6 +5,7 @@ One frozen pydantic model per part. A part validates only itself; what involves 
 are never written back, so a resolved recipe prints exactly what a user may write.
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,10 +15,41 @@ Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+AXES = ("replica", "stage", "data", "context", "expert", "model")
+"""Mesh axes, the slowest links first; `qianyi.parallel.mesh` says what they are for."""
+BATCH_AXES = ("replica", "data", "expert")
+"""Axes over which the rows of a batch are split."""
+
+
 class Part(BaseModel):
     """A frozen group of settings; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class MoEConfig(Part):
+    """With experts, every feed-forward layer is a mixture of them (Shazeer et al. 2017), each of width model.d_ff."""
+
+    n_experts: Count = 0
+    """Experts per layer; 0: none, the feed-forward layer is dense."""
+    experts_per_token: Positive = 2
+    """Experts that a token visits, chosen by the router."""
+    n_shared: Count = 0
+    """Experts that every token visits beside those (Dai et al. 2024, DeepSeekMoE)."""
+    capacity_factor: Annotated[float, Field(gt=0)] | None = None
+    """Slots per expert and group of tokens, relative to an even spread; tokens beyond are dropped. null: dropless."""
+    group_tokens: Positive = 256
+    """Consecutive tokens of a sequence that share a capacity."""
+    balance: Literal["loss", "bias"] = "loss"
+    """Even the load by an auxiliary loss (Fedus et al. 2022), or by a bias on the choice (Wang et al. 2024; DeepSeek-V3)."""
+    balance_rate: Annotated[float, Field(ge=0)] = 0.01
+    """Coefficient of the auxiliary loss, or step of the bias."""
+
+    @model_validator(mode="after")
+    def _chosen(self) -> "MoEConfig":
+        if self.n_experts and self.experts_per_token > self.n_experts:
+            raise ValueError(f"experts_per_token {self.experts_per_token} is more than n_experts {self.n_experts}")
+        return self
 
 
 class ModelConfig(Part):
@@ -45,6 +77,8 @@ class ModelConfig(Part):
     """Added to the variance before the square root."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
     """Feed-forward layer: GELU (tanh form) with two matrices, or SwiGLU with three."""
+    moe: MoEConfig = MoEConfig()
+    """Mixture of experts in place of the feed-forward layer."""
     position: Literal["learned", "rope"] = "learned"
     """Learned absolute positions added to the embedding, or rotary positions in attention."""
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
@@ -60,6 +94,10 @@ class ModelConfig(Part):
     remat: Literal["matmuls", "full"] | tuple[str, ...] = "matmuls"
     """Activations kept for the backward pass: `matmuls` keeps what matmuls and attention made and recomputes the cheap rest, `full`
     recomputes whole blocks, a list keeps just the named ones (see `qianyi.config.check.ACTIVATIONS`)."""
+
+    @property
+    def mixture(self) -> MoEConfig | None:
+        return self.moe if self.moe.n_experts else None
 
     @property
     def kv_heads(self) -> int:
@@ -118,28 +156,47 @@ class DataConfig(Part):
 
 
 class LayoutConfig(Part):
-    """Devices per mesh axis. Their product is the number of devices; axes not listed here have size 1."""
+    """Devices per mesh axis. Their product is the number of devices."""
 
     replica: Positive = 1
-    """Data parallelism with replicated parameters (between slices or islands)."""
+    """Data parallelism with replicated parameters (between slices or islands); with `data`, hybrid sharding (HSDP)."""
+    stage: Positive = 1
+    """Pipeline stages; train.accumulation is the number of microbatches."""
     data: Positive = 1
-    """Data parallelism; with zero = 3 parameters, gradients and optimizer state are sharded over it (FSDP)."""
+    """Data parallelism; what is sharded over it is said by `zero`."""
+    context: Positive = 1
+    """Parts into which each sequence is split."""
+    expert: Positive = 1
+    """Devices over which experts are spread; for all other parameters it is data parallelism."""
     model: Positive = 1
     """Tensor parallelism, with sequence parallelism between the matmuls."""
-    zero: Literal[0, 3] = 3
-    """0: parameters replicated over `data`; 3: sharded over it (ZeRO-3, FSDP)."""
+    zero: Literal[0, 1, 2, 3] = 3
+    """What is sharded over data x context: 1 optimizer state; 2 also gradients, layer by layer; 3 also parameters (ZeRO-3, FSDP);
+    0 nothing."""
     gather: Literal["auto", "layer", "step"] = "auto"
     """When sharded weights are gathered and gradients reduced. `layer`: per layer and microbatch, least memory; `step`: once per
-    step, least communication; `auto`: `step` when gradients are accumulated, else `layer`."""
+    step, least communication; `auto`: `step` when gradients are accumulated or zero is 1, else `layer`."""
+    schedule: Literal["gpipe", "1f1b"] = "1f1b"
+    """Order of a pipeline's forward and backward passes."""
+    chunks: Positive = 1
+    """Model chunks per stage; more than one: interleaved 1F1B."""
+    exchange: Literal["auto", "ring", "gather"] = "auto"
+    """How keys and values reach the other parts of a sequence: passed around a ring, or gathered at once; auto: ring, but in a
+    pipeline gather."""
 
     @property
     def n_devices(self) -> int:
-        return self.replica * self.data * self.model
+        return math.prod(getattr(self, axis) for axis in AXES)
 
     @property
     def batch_shards(self) -> int:
         """Parts into which the global batch is split."""
-        return self.replica * self.data
+        return math.prod(getattr(self, axis) for axis in BATCH_AXES)
+
+    @property
+    def ring(self) -> bool:
+        """Keys and values go around a ring."""
+        return self.exchange == "ring" or (self.exchange == "auto" and self.stage == 1)
 
 
 class OptimizerConfig(Part):
@@ -182,7 +239,9 @@ class TrainConfig(Part):
     seq_len: Positive = 1024
     """Tokens per sequence."""
     accumulation: Positive = 1
-    """Microbatches per step."""
+    """Microbatches per step: gradients are accumulated over them, a pipeline is filled with them."""
+    document_mask: bool = False
+    """Attention stays within a document where several are packed into a sequence."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the squared log-partition, which keeps logits small (PaLM, section 5)."""
     loss_chunk_tokens: Positive = 512

@@ -3,7 +3,8 @@
 The batch of step n is a pure function of (seed, n): row r is element n * batch_size + r of an endless, shuffled, mixed sequence that
 Grain computes at random access. How many processes or devices read it, and where a run was interrupted, changes nothing.
 
-A batch is `inputs` and `targets`, int32 [batch, sequence]; a target of -1 is not scored.
+A batch is `inputs` and `targets`, int32 [batch, sequence]; a target of -1 is not scored. `documents` is there where attention is to stay
+within a document.
 """
 
 import hashlib
@@ -46,8 +47,8 @@ class _Windows:
 class TrainingData:
     """The endless training sequence of a recipe."""
 
-    def __init__(self, data: DataConfig, seq_len: int, batch_size: int):
-        """Open the prepared shards.
+    def __init__(self, data: DataConfig, seq_len: int, batch_size: int, document_mask: bool = False):
+        """Open the prepared shards; with `document_mask`, batches say which tokens are of one document.
 
         Raises:
             DataError: they are missing, cut short, or too small for one sequence.
@@ -59,6 +60,7 @@ class TrainingData:
                     f"data.sources.{name} has {len(stream)} training tokens, fewer than one sequence of {seq_len} + 1"
                 )
         self.batch_size, self.seq_len, self._streams = batch_size, seq_len, streams
+        self._end_token = manifest["end_token"] if document_mask else None
         self._windows = {name: _Windows(stream, seq_len) for name, stream in streams.items()}
         given = {s.name: s.weight for s in data.sources}
         weights = {name: given.get(name) or len(stream) for name, stream in streams.items()}
@@ -82,7 +84,7 @@ class TrainingData:
         """Rows of the batch of a step (0 is the first)."""
         elements: list[Any] = [self._sequence[step * self.batch_size + row] for row in rows]
         windows = np.stack(elements)
-        return {"inputs": windows[:, :-1], "targets": windows[:, 1:]}
+        return _with_documents({"inputs": windows[:, :-1], "targets": windows[:, 1:]}, self._end_token)
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each source has been read after so many steps."""
@@ -113,8 +115,11 @@ class TrainingData:
 class ValidationData:
     """The validation split in order: every token but the first of each source is a target exactly once."""
 
-    def __init__(self, data: DataConfig, seq_len: int, batch_size: int, token_bytes: NDArray[np.int32]):
-        _, self._streams = _open(Path(data.dir) / "shards", "validation")
+    def __init__(
+        self, data: DataConfig, seq_len: int, batch_size: int, token_bytes: NDArray[np.int32], document_mask: bool = False
+    ):
+        manifest, self._streams = _open(Path(data.dir) / "shards", "validation")
+        self._end_token = manifest["end_token"] if document_mask else None
         self._seq_len, self._batch_size, self._token_bytes = seq_len, batch_size, token_bytes
 
     def batches(self, sharding: NamedSharding, limit: int | None = None) -> Iterator[tuple[Batch, int]]:
@@ -138,7 +143,7 @@ class ValidationData:
                 tokens = stream.read(start, min(start + self._seq_len + 1, len(stream)))
                 batch["inputs"][row, : len(tokens) - 1] = tokens[:-1]
                 batch["targets"][row, : len(tokens) - 1] = tokens[1:]
-            yield batch
+            yield _with_documents(batch, self._end_token)
 
     def bytes_of(self, targets: NDArray[np.int32]) -> int:
         """UTF-8 bytes of the text that scored targets stand for."""
@@ -152,6 +157,14 @@ def _open(shards: Path, split: str) -> tuple[dict[str, Any], dict[str, TokenStre
     dtype = token_dtype(manifest["vocab_size"])
     streams = {name: TokenStream(shards / split / name, dtype, s[split]["shards"]) for name, s in manifest["sources"].items()}
     return manifest, streams
+
+
+def _with_documents(batch: HostBatch, end_token: int | None) -> HostBatch:
+    """The batch with `documents`: the number of the document, in its row, that an input token belongs to."""
+    if end_token is None:
+        return batch
+    ends = (batch["inputs"] == end_token).astype(np.int32)
+    return {**batch, "documents": np.cumsum(ends, axis=1, dtype=np.int32) - ends}
 
 
 def local_rows(indices: Iterable[Index], batch_size: int) -> range:

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import DataError
-from qianyi.model.decoder import Cache, decoder_extend, empty_cache
-from qianyi.model.param import Tree
+from qianyi.model.decoder import Cache, decoder_extend, decoder_params, empty_cache
+from qianyi.model.param import Tree, compute_dtypes
 
 Extend = Callable[[Tree, Array, Array, Cache], tuple[Array, Cache]]
 
@@ -24,9 +24,10 @@ _MIN_BUCKET = 16
 def make_extend(m: ModelConfig) -> Extend:
     """Jitted (params, tokens [1, T], start, cache) -> (logits [1, T, V], cache), on a mesh of one device."""
 
-    def cast(_: str, part: Tree) -> Tree:
-        # Matrices have two dims or more beside `layers`; norms keep float32 inside anyway.
-        return jax.tree.map(lambda w: w.astype(m.dtype), part)
+    dtypes = compute_dtypes(decoder_params(m), m.dtype)
+
+    def cast(name: str, part: Tree) -> Tree:
+        return jax.tree.map(lambda w, dtype: w.astype(dtype), part, dtypes[name])
 
     on_device = partial(decoder_extend, m=m, gather=cast)
     return jax.jit(jax.shard_map(on_device, in_specs=(P(), P(), P(), P()), out_specs=(P(), P())), donate_argnums=3)

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from qianyi.config.schema import ModelConfig
+from qianyi.model.moe import experts, moe_params
 from qianyi.model.param import Param, Tree
 from qianyi.ops.norm import layer_norm, rms_norm
 from qianyi.ops.rope import rotate
@@ -48,8 +50,8 @@ def attention_params(m: ModelConfig) -> Tree:
     return params
 
 
-def mlp_params(m: ModelConfig) -> Tree:
-    D, F = m.d_model, m.d_hidden
+def mlp_params(m: ModelConfig, F: int) -> Tree:
+    D = m.d_model
     params: Tree = {
         "up": Param((D, F), ("embed", "ffn"), m.init_std),
         "down": Param((F, D), ("ffn", "embed"), residual_std(m)),
@@ -68,12 +70,16 @@ def residual_std(m: ModelConfig) -> float:
 
 
 def block_params(m: ModelConfig) -> Tree:
-    return {
+    params: Tree = {
         "attn_norm": norm_params(m),
         "attn": attention_params(m),
         "mlp_norm": norm_params(m),
-        "mlp": mlp_params(m),
     }
+    if m.mixture is None:
+        return {**params, "mlp": mlp_params(m, m.d_hidden)}
+    if m.mixture.n_shared:
+        params["mlp"] = mlp_params(m, m.mixture.n_shared * m.d_hidden)
+    return {**params, "moe": moe_params(m, m.mixture, residual_std(m))}
 
 
 def norm(x: Array, w: Tree, m: ModelConfig) -> Array:
@@ -83,14 +89,22 @@ def norm(x: Array, w: Tree, m: ModelConfig) -> Array:
     return layer_norm(x, w["scale"], w.get("bias"), m.norm_eps)
 
 
-def block(x: Array, w: Tree, m: ModelConfig, positions: Array, attend: Attend) -> tuple[Array, Any]:
-    """x [B, t, D] -> ([B, t, D], what `attend` returned beside its output)."""
+def block(x: Array, w: Tree, m: ModelConfig, positions: Array, attend: Attend) -> tuple[Array, Any, Array]:
+    """x [B, t, D] -> [B, t, D], what `attend` returned beside its output, and the balancing loss of experts."""
     h = gather_sequence(checkpoint_name(norm(x, w["attn_norm"], m), "attn_norm"))  # B T D
     h, state = attention(h, w["attn"], m, positions, attend)
     x = x + checkpoint_name(_to_residual(h, w["attn"], "out_bias"), "attn_proj")
     h = gather_sequence(checkpoint_name(norm(x, w["mlp_norm"], m), "mlp_norm"))
-    x = x + checkpoint_name(_to_residual(mlp(h, w["mlp"], m), w["mlp"], "down_bias"), "mlp_out")
-    return x, state
+    h, balance = feed_forward(h, w, m)
+    return x + checkpoint_name(_to_residual(h, w.get("mlp", {}), "down_bias"), "mlp_out"), state, balance
+
+
+def feed_forward(h: Array, w: Tree, m: ModelConfig) -> tuple[Array, Array]:
+    """[B, T, D] -> partial sums [B, T, D] of the dense layer, or of the experts and those that all tokens share."""
+    if m.mixture is None:
+        return mlp(h, w["mlp"], m), jnp.zeros(())
+    out, balance = experts(h, w["moe"], m, m.mixture)
+    return out + mlp(h, w["mlp"], m) if m.mixture.n_shared else out, balance
 
 
 def attention(h: Array, w: Tree, m: ModelConfig, positions: Array, attend: Attend) -> tuple[Array, Any]:

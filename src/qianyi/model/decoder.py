@@ -14,13 +14,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from qianyi.config.check import MATMUL_ACTIVATIONS
-from qianyi.config.schema import ModelConfig
+from qianyi.config.schema import Config, ModelConfig
 from qianyi.model.block import block, block_params, norm, norm_params
 from qianyi.model.param import Param, Tree, stack
-from qianyi.ops.attention import causal_attention, reference_attention
+from qianyi.ops.attention import reference_attention
+from qianyi.ops.context import context_attention, sequence_positions
 from qianyi.ops.loss import LossSums, vocabulary_loss
 from qianyi.parallel.collectives import gather_sequence, index_on, scatter_sequence, vary
+from qianyi.parallel.mesh import LOSS_AXES
 
+Batch = dict[str, Array]
+"""`inputs` and `targets`, int32 [batch, sequence]; target -1 is not scored. `documents`, likewise, where attention is to stay
+within equal numbers."""
 Gather = Callable[[str, Tree], Tree]
 """(part of the model, its weights) -> whole weights in the type of computation."""
 
@@ -40,18 +45,79 @@ def decoder_params(m: ModelConfig) -> Tree:
     return params
 
 
-def decoder_loss(
-    params: Tree, inputs: Array, targets: Array, m: ModelConfig, gather: Gather, z_weight: float, chunk_tokens: int
-) -> LossSums:
-    """Sums of the loss terms over this device's rows; inputs and targets int32 [B, T], target -1 is not scored."""
-    x, table = _hidden(params, inputs, m, gather)
-    return vocabulary_loss(x, table, targets, z_weight, chunk_tokens)
+def decoder_loss(params: Tree, batch: Batch, config: Config, gather: Gather) -> LossSums:
+    """Sums of the loss terms over this device's tokens."""
+    rows, outer = own_tokens(batch), gather_outer(params, gather)
+    x = decoder_embed(outer, rows, config.model)
+    x, balance = decoder_layers(params["blocks"], x, rows, config, gather)
+    return decoder_head(outer, x, rows, config)._replace(balance=balance)
 
 
-def decoder_logits(params: Tree, inputs: Array, m: ModelConfig, gather: Gather) -> Array:
-    """float32 [B, T, V] from tokens int32 [B, T]."""
-    x, table = _hidden(params, inputs, m, gather)
+def decoder_logits(params: Tree, tokens: Array, config: Config, gather: Gather) -> Array:
+    """Tokens int32 [B, T] -> float32 [B, T, V]; axis `context` must have size one."""
+    rows, outer = own_tokens({"inputs": tokens}), gather_outer(params, gather)
+    x = decoder_embed(outer, rows, config.model)
+    x, _ = decoder_layers(params["blocks"], x, rows, config, gather)
+    x, table = _final(outer, x, config.model)
     return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+
+
+def gather_outer(params: Tree, gather: Gather) -> Tree:
+    """What is not in a block, whole: embedding, final norm, output projection."""
+    return {name: gather(name, part) for name, part in params.items() if name != "blocks"}
+
+
+def own_tokens(batch: Batch) -> Batch:
+    """This device's positions of whole rows [B, T]: the same arrays [B, T / context], with their `positions`."""
+    length = batch["inputs"].shape[1]
+    positions = sequence_positions(length)
+    rows = batch if positions.shape[0] == length else {name: a[:, positions] for name, a in batch.items()}
+    return {**rows, "positions": positions}
+
+
+def decoder_embed(outer: Tree, rows: Batch, m: ModelConfig) -> Array:
+    """Tokens -> [B, t, D]."""
+    return embed(outer["embedding"], rows["inputs"], rows["positions"], m)
+
+
+def decoder_layers(
+    blocks: Tree, x: Array, rows: Batch, config: Config, gather: Gather, live: Array | None = None
+) -> tuple[Array, Array]:
+    """A stack of blocks, [B, t, D] -> [B, t, D], and the sum of their balancing losses.
+
+    Args:
+        live: bool [layers]; where given, layers that are not live are skipped (empty places of uneven pipeline stages).
+    """
+    m, positions = config.model, rows["positions"]
+
+    def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+        return context_attention(q, k, v, rows.get("documents"), config.layout.ring), None
+
+    def layer(x: Array, w: Tree) -> tuple[Array, Array]:
+        x, _, balance = block(x, gather("blocks", w), m, positions, attend)
+        return x, vary(balance, LOSS_AXES)
+
+    def skip(x: Array, _: Tree) -> tuple[Array, Array]:
+        return x, vary(jnp.zeros(()), LOSS_AXES)
+
+    layer = jax.checkpoint(layer, policy=_remat_policy(m))
+    if live is None:
+        x, balance = lax.scan(layer, x, blocks)
+    else:
+        x, balance = lax.scan(lambda x, part: lax.cond(part[0], layer, skip, x, part[1]), x, (live, blocks))
+    return x, balance.sum()
+
+
+def decoder_head(outer: Tree, x: Array, rows: Batch, config: Config) -> LossSums:
+    """Final hidden states [B, t, D] -> sums of the loss terms."""
+    x, table = _final(outer, x, config.model)
+    return vocabulary_loss(x, table, rows["targets"], config.train.z_loss, config.train.loss_chunk_tokens)
+
+
+def _final(outer: Tree, x: Array, m: ModelConfig) -> tuple[Array, Array]:
+    """The final norm, [B, t, D] -> [B, T, D], and the output table [V, D]."""
+    head = outer["embedding" if m.tied_embeddings else "head"]
+    return gather_sequence(norm(x, outer["final_norm"], m)), head["tokens"]
 
 
 class Cache(NamedTuple):
@@ -72,11 +138,13 @@ def decoder_extend(
     """Read tokens int32 [B, T] at positions start .. start + T - 1 after what the cache holds.
 
     Returns:
-        float32 logits [B, T, V] and the cache with these positions written. Axis `model` must have size one.
+        float32 logits [B, T, V] and the cache with these positions written. Axes `model` and `context` must have size one.
     """
+    if m.mixture is not None:  # a few tokens are no group with a capacity
+        m = m.model_copy(update={"moe": m.mixture.model_copy(update={"capacity_factor": None})})
     positions = start + jnp.arange(tokens.shape[1])
     mask = positions[:, None] >= jnp.arange(cache.keys.shape[2])[None, :]
-    embedding = gather("embedding", params["embedding"])
+    outer = gather_outer(params, gather)
 
     def layer(x: Array, part: tuple[Tree, Array, Array]) -> tuple[Array, Cache]:
         w, keys, values = part
@@ -88,24 +156,13 @@ def decoder_extend(
             )
             return reference_attention(q, *seen, mask), seen
 
-        return block(x, gather("blocks", w), m, positions, attend)
+        x, seen, _ = block(x, gather("blocks", w), m, positions, attend)
+        return x, seen
 
-    x = embed(embedding, tokens, positions, m)
+    x = embed(outer["embedding"], tokens, positions, m)
     x, cache = lax.scan(layer, x, (params["blocks"], cache.keys, cache.values))
-    x = norm(x, gather("final_norm", params["final_norm"]), m)
-    head = embedding if m.tied_embeddings else gather("head", params["head"])
-    return jnp.einsum("btd,vd->btv", x, head["tokens"], preferred_element_type=jnp.float32), cache
-
-
-def _hidden(params: Tree, inputs: Array, m: ModelConfig, gather: Gather) -> tuple[Array, Array]:
-    """Tokens [B, T] -> final hidden states [B, T, D] and the output table [V, D]."""
-    embedding = gather("embedding", params["embedding"])
-    positions = jnp.arange(inputs.shape[1])
-    x = embed(embedding, inputs, positions, m)
-    x = _stack(x, params["blocks"], m, positions, gather)
-    x = gather_sequence(norm(x, gather("final_norm", params["final_norm"]), m))
-    head = embedding if m.tied_embeddings else gather("head", params["head"])
-    return x, head["tokens"]
+    x, table = _final(outer, x, m)
+    return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32), cache
 
 
 def embed(w: Tree, tokens: Array, positions: Array, m: ModelConfig) -> Array:
@@ -119,19 +176,6 @@ def embed(w: Tree, tokens: Array, positions: Array, m: ModelConfig) -> Array:
         # Added by one device of `model` alone, since the shards are summed.
         x = x + jnp.where(index_on("model") == 0, w["positions"][positions], 0)
     return scatter_sequence(x)
-
-
-def _stack(x: Array, blocks: Tree, m: ModelConfig, positions: Array, gather: Gather) -> Array:
-    def layer(x: Array, w: Tree) -> tuple[Array, None]:
-        x, _ = block(x, gather("blocks", w), m, positions, _causal)
-        return x, None
-
-    x, _ = lax.scan(jax.checkpoint(layer, policy=_remat_policy(m)), x, blocks)
-    return x
-
-
-def _causal(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-    return causal_attention(q, k, v), None
 
 
 def _remat_policy(m: ModelConfig) -> Callable[..., bool] | None:

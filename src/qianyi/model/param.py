@@ -31,8 +31,9 @@ class Param:
     std: float = 0.0
     """Initialized from a normal distribution with this standard deviation around `mean`."""
     mean: float = 0.0
-    kind: Literal["matrix", "vector"] = "matrix"
-    """A matrix is cast to the compute type for matmuls and decays; a vector (bias, norm scale) does neither."""
+    kind: Literal["matrix", "vector", "router", "balance"] = "matrix"
+    """A matrix is cast to the compute type for matmuls and decays; a vector (bias, norm scale) does neither; a router stays in float32
+    and decays; a balance is stepped against the load of experts, not by the optimizer."""
 
     @property
     def size(self) -> int:
@@ -95,4 +96,9 @@ def init(params: Tree, key: Array) -> Tree:
 
 def decay_mask(params: Tree) -> Tree:
     """True where weight decay applies."""
-    return map_params(lambda p: p.kind == "matrix", params)
+    return map_params(lambda p: p.kind in {"matrix", "router"}, params)
+
+
+def compute_dtypes(params: Tree, dtype: str) -> Tree:
+    """The type in which each parameter is computed with."""
+    return map_params(lambda p: jnp.dtype(dtype if p.kind == "matrix" else "float32"), params)

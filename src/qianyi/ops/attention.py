@@ -4,6 +4,8 @@ Dims: B batch, T query position, S key position, H query heads, G key/value head
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,79 +39,141 @@ def reference_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     return jnp.einsum("bgrts,bsgk->btgrk", weights, v).reshape(B, T, H, K)
 
 
-def causal_attention(q: Array, k: Array, v: Array) -> Array:
+def causal_attention(q: Array, k: Array, v: Array, documents: Array | None = None) -> Array:
     """Attention of each position to itself and those before it; q [B, T, H, K], k and v [B, T, G, K].
 
     Queries go block by block, each block against just the keys that it may see: half the work of a masked square. Scores are
     not kept but computed again from the normalizer in the backward pass, so memory is linear in T (Dao et al. 2022,
     algorithms 1 and 4).
+
+    Args:
+        documents: int32 [B, T]; where given, a query sees only keys of the same number.
     """
+    return join_heads(_attend(*split_heads(q, k, v, documents)), q.shape)
+
+
+def split_heads(q: Array, k: Array, v: Array, documents: Array | None) -> tuple[Array, Array, Array, Array | None]:
+    """One entry per row and key/value head, N = B * G: q [N, R, T, K] (scaled), k and v [N, T, K], documents [N, T]."""
     B, T, H, K = q.shape
     G = k.shape[2]
     q = (q * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B * G, H // G, T, K)
-    k, v = (a.transpose(0, 2, 1, 3).reshape(B * G, T, K) for a in (k, v))
-    return _attend(q, k, v).reshape(B, G, H // G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+    k, v = (a.transpose(0, 2, 1, 3).reshape(B * G, -1, K) for a in (k, v))
+    return q, k, v, None if documents is None else jnp.repeat(documents, G, axis=0)
+
+
+def join_heads(out: Array, shape: tuple[int, ...]) -> Array:
+    """[N, R, T, K] -> [B, T, H, K]."""
+    B, T, H, K = shape
+    return out.reshape(B, H // out.shape[1], out.shape[1], T, K).transpose(0, 3, 1, 2, 4).reshape(shape)
 
 
 @jax.custom_vjp
-def _attend(q: Array, k: Array, v: Array) -> Array:
-    """For N key/value heads: q [N, R, T, K], k and v [N, T, K] -> [N, R, T, K]."""
-    return _per_head(_head_forward, q, k, v)[0]
+def _attend(q: Array, k: Array, v: Array, documents: Array | None) -> Array:
+    return _attend_forward(q, k, v, documents)[0]
 
 
-def _attend_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+def _attend_forward(q: Array, k: Array, v: Array, documents: Array | None) -> tuple[Array, tuple[Array | None, ...]]:
     # What the backward pass needs beside its inputs; a rematerialization policy that keeps `attn_out` keeps both.
-    out, log_sum = (checkpoint_name(a, "attn_out") for a in _per_head(_head_forward, q, k, v))
-    return out, (q, k, v, out, log_sum)
+    out, log_sum = attend_forward(q, k, v, documents, documents, causal=True)
+    out, log_sum = checkpoint_name(out.astype(v.dtype), "attn_out"), checkpoint_name(log_sum, "attn_out")
+    return out, (q, k, v, documents, out, log_sum)
 
 
-def _attend_backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array, ...]:
-    return _per_head(_head_backward, *saved, d_out)
+def _attend_backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...]:
+    q, k, v, documents, out, log_sum = saved
+    inner = row_inner(d_out, out)
+    d_q, d_k, d_v = attend_backward(q, k, v, documents, documents, log_sum, inner, d_out, causal=True)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _per_head(f: Callable[..., tuple[Array, ...]], *heads: Array) -> tuple[Array, ...]:
+def row_inner(d_out: Array, out: Array) -> Array:
+    """[N, R, T, 1]: what the softmax's gradient subtracts in each row."""
+    return (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+
+
+def attend_forward(
+    q: Array, k: Array, v: Array, q_documents: Array | None, k_documents: Array | None, *, causal: bool
+) -> tuple[Array, Array]:
+    """Attention of queries [N, R, T, K] to keys [N, S, K]: all of them, or causal with S = T.
+
+    Returns:
+        float32 outputs [N, R, T, K] and the logarithms of the softmax's normalizers [N, R, T, 1], with which outputs over other
+        keys can be merged.
+    """
+    return _per_head(partial(_head_forward, causal=causal), q, k, v, q_documents, k_documents)
+
+
+def attend_backward(
+    q: Array,
+    k: Array,
+    v: Array,
+    q_documents: Array | None,
+    k_documents: Array | None,
+    log_sum: Array,
+    inner: Array,
+    d_out: Array,
+    *,
+    causal: bool,
+) -> tuple[Array, Array, Array]:
+    """float32 gradients of q, k and v, from the normalizers over all keys (these and others)."""
+    return _per_head(partial(_head_backward, causal=causal), q, k, v, q_documents, k_documents, log_sum, inner, d_out)
+
+
+def _per_head(f: Callable[..., Any], *heads: Array | None) -> Any:
     """Apply `f`, which treats one key/value head, to all of them: at once where there are thousands of units to fill, but on a
     CPU a few at a time, so that their scores stay in cache."""
 
-    def few_at_a_time(*heads: Array) -> tuple[Array, ...]:
+    def few_at_a_time(*heads: Array | None) -> Any:
         return lax.map(lambda head: f(*head), heads, batch_size=CPU_HEADS)
 
     return lax.platform_dependent(*heads, cpu=few_at_a_time, default=jax.vmap(f))
 
 
-def _head_forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """q [R, T, K], k and v [T, K] -> output [R, T, K] and the logarithm of the softmax's normalizer [R, T, 1]."""
+def _head_forward(
+    q: Array, k: Array, v: Array, q_documents: Array | None, k_documents: Array | None, causal: bool
+) -> tuple[Array, Array]:
+    """q [R, T, K], k and v [S, K] -> output [R, T, K] and the logarithm of the softmax's normalizer [R, T, 1]."""
     outs: list[Array] = []
     log_sums: list[Array] = []
     for start, stop in _blocks(q.shape[1]):
-        scores = _scores(q, k, start, stop)
+        seen = stop if causal else k.shape[0]
+        scores = _scores(q, k, q_documents, k_documents, start, stop, seen, causal)
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
-        out = jnp.einsum("rts,sk->rtk", weights.astype(v.dtype), v[:stop], preferred_element_type=jnp.float32)
-        outs.append((out / total).astype(v.dtype))
+        out = jnp.einsum("rts,sk->rtk", weights.astype(v.dtype), v[:seen], preferred_element_type=jnp.float32)
+        outs.append(out / total)
         log_sums.append(top + jnp.log(total))
     return jnp.concatenate(outs, axis=1), jnp.concatenate(log_sums, axis=1)
 
 
-def _head_backward(q: Array, k: Array, v: Array, out: Array, log_sum: Array, d_out: Array) -> tuple[Array, Array, Array]:
-    """Gradients of q, k and v."""
-    inner = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)  # R T 1
+def _head_backward(
+    q: Array,
+    k: Array,
+    v: Array,
+    q_documents: Array | None,
+    k_documents: Array | None,
+    log_sum: Array,
+    inner: Array,
+    d_out: Array,
+    causal: bool,
+) -> tuple[Array, Array, Array]:
+    """float32 gradients of q, k and v."""
     d_qs: list[Array] = []
     d_k, d_v = jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
     for start, stop in _blocks(q.shape[1]):
-        rows = slice(start, stop)
-        weights = jnp.exp(_scores(q, k, start, stop) - log_sum[:, rows])
-        d_weights = jnp.einsum("rtk,sk->rts", d_out[:, rows], v[:stop], preferred_element_type=jnp.float32)
+        rows, seen = slice(start, stop), stop if causal else k.shape[0]
+        weights = jnp.exp(_scores(q, k, q_documents, k_documents, start, stop, seen, causal) - log_sum[:, rows])
+        d_weights = jnp.einsum("rtk,sk->rts", d_out[:, rows], v[:seen], preferred_element_type=jnp.float32)
         d_scores = (weights * (d_weights - inner[:, rows])).astype(k.dtype)
-        d_qs.append(jnp.einsum("rts,sk->rtk", d_scores, k[:stop]))
+        d_qs.append(jnp.einsum("rts,sk->rtk", d_scores, k[:seen], preferred_element_type=jnp.float32))
         d_kb = jnp.einsum("rts,rtk->sk", d_scores, q[:, rows], preferred_element_type=jnp.float32)
         d_vb = jnp.einsum("rts,rtk->sk", weights.astype(v.dtype), d_out[:, rows], preferred_element_type=jnp.float32)
-        d_k, d_v = d_k.at[:stop].add(d_kb), d_v.at[:stop].add(d_vb)
-    return jnp.concatenate(d_qs, axis=1), d_k.astype(k.dtype), d_v.astype(v.dtype)
+        d_k, d_v = d_k.at[:seen].add(d_kb), d_v.at[:seen].add(d_vb)
+    return jnp.concatenate(d_qs, axis=1), d_k, d_v
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:
@@ -117,8 +181,12 @@ def _blocks(length: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + QUERY_BLOCK, length)
 
 
-def _scores(q: Array, k: Array, start: int, stop: int) -> Array:
-    """float32 [R, stop - start, stop]: scores of a block of queries, keys after a query masked."""
-    scores = jnp.einsum("rtk,sk->rts", q[:, start:stop], k[:stop], preferred_element_type=jnp.float32)
-    visible = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
-    return jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+def _scores(
+    q: Array, k: Array, q_documents: Array | None, k_documents: Array | None, start: int, stop: int, seen: int, causal: bool
+) -> Array:
+    """float32 [R, stop - start, seen]: scores of a block of queries; keys that a query may not see are masked."""
+    scores = jnp.einsum("rtk,sk->rts", q[:, start:stop], k[:seen], preferred_element_type=jnp.float32)
+    visible: Array | bool = jnp.arange(start, stop)[:, None] >= jnp.arange(seen)[None, :] if causal else True
+    if q_documents is not None and k_documents is not None:
+        visible &= q_documents[start:stop, None] == k_documents[None, :seen]
+    return scores if visible is True else jnp.where(visible, scores, jnp.finfo(jnp.float32).min)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from qianyi.parallel.collectives import index_on, max_over, sum_over, vary
+from qianyi.parallel.mesh import LOSS_AXES
 
 
 class LossSums(NamedTuple):
@@ -24,6 +25,8 @@ class LossSums(NamedTuple):
     """Sum of -log p(target), in nats."""
     z: Array
     """Sum of log(Z)^2, Z the softmax's normalizer."""
+    balance: Array
+    """Balancing loss of experts, a mean over the microbatch: not to be divided by tokens."""
 
 
 def vocabulary_loss(x: Array, table: Array, targets: Array, z_weight: float, chunk_tokens: int) -> LossSums:
@@ -48,7 +51,7 @@ def vocabulary_loss(x: Array, table: Array, targets: Array, z_weight: float, chu
     x = jnp.pad(x, ((0, padding), (0, 0)))
     targets = jnp.pad(targets, (0, padding), constant_values=-1)
     sums: tuple[Array, Array] = _loss(z_weight, chunk, x, table, targets)  # pyright: ignore[reportAssignmentType]
-    return LossSums(*sums)
+    return LossSums(*sums, jnp.zeros(()))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -57,7 +60,7 @@ def _loss(z_weight: float, chunk: int, x: Array, table: Array, targets: Array) -
         cross_entropy, z, _, _ = _chunk_terms(*part, table)
         return (sums[0] + cross_entropy, sums[1] + z), None
 
-    sums, _ = lax.scan(body, _zero_sums(x, targets), _chunks(chunk, x, targets))
+    sums, _ = lax.scan(body, _zero_sums(), _chunks(chunk, x, targets))
     return sums
 
 
@@ -76,7 +79,7 @@ def _loss_forward(
         d_table = d_table + jnp.einsum("cd,cv->dv", xc, d_logits, preferred_element_type=jnp.float32)
         return (cross_entropy + ce_c, z + z_c, d_table), d_x
 
-    init = (*_zero_sums(x, targets), vary(jnp.zeros(table.shape[::-1], jnp.float32)))
+    init = (*_zero_sums(), vary(jnp.zeros(table.shape[::-1], jnp.float32)))
     (cross_entropy, z, d_table), d_x = lax.scan(body, init, _chunks(chunk, x, targets))
     return (cross_entropy, z), (d_x.reshape(x.shape), d_table.T.astype(table.dtype))
 
@@ -111,7 +114,7 @@ def _chunks(chunk: int, x: Array, targets: Array) -> tuple[Array, Array]:
     return x.reshape(-1, chunk, x.shape[-1]), targets.reshape(-1, chunk)
 
 
-def _zero_sums(x: Array, targets: Array) -> tuple[Array, Array]:
-    """Zeros that vary over the axes over which the sums will vary: those of the rows, not `model`."""
-    zero = jnp.sum(targets[:0]).astype(jnp.float32)
+def _zero_sums() -> tuple[Array, Array]:
+    """Zeros that vary over the axes over which the sums will vary."""
+    zero = vary(jnp.zeros(()), LOSS_AXES)
     return zero, zero

@@ -4,7 +4,7 @@ Collectives over axes of size one are left out of the program, so that one devic
 JAX tracks over which axes a value varies and refuses a program that forgets a reduction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from qianyi.parallel.mesh import AXES
+from qianyi.parallel.rules import SHARDING_AXES
 
 
 def _varying(x: Array) -> frozenset[str]:
@@ -37,14 +38,34 @@ def max_over(x: Array, axis: str) -> Array:
     return lax.pmax(x, axis) if axis in _varying(x) else x
 
 
-def all_gather(x: Array, axis: str, dim: int) -> Array:
-    """Concatenate the shards of `dim` along `axis`; the transpose is `reduce_scatter`."""
-    return lax.all_gather(vary(x, (axis,)), axis, axis=dim, tiled=True) if lax.axis_size(axis) > 1 else x
+def all_gather(x: Array, axes: str | tuple[str, ...], dim: int) -> Array:
+    """Concatenate the shards of `dim` along `axes`; the transpose is `reduce_scatter`."""
+    axes = _live(axes)
+    return lax.all_gather(vary(x, axes), axes, axis=dim, tiled=True) if axes else x
 
 
-def reduce_scatter(x: Array, axis: str, dim: int) -> Array:
-    """Sum over devices along `axis` and keep this device's shard of `dim`; the transpose is `all_gather`."""
-    return lax.psum_scatter(vary(x, (axis,)), axis, scatter_dimension=dim, tiled=True) if lax.axis_size(axis) > 1 else x
+def reduce_scatter(x: Array, axes: str | tuple[str, ...], dim: int) -> Array:
+    """Sum over devices along `axes` and keep this device's shard of `dim`; the transpose is `all_gather`."""
+    axes = _live(axes)
+    return lax.psum_scatter(vary(x, axes), axes, scatter_dimension=dim, tiled=True) if axes else x
+
+
+def all_to_all(x: Array, axis: str, split_dim: int, concat_dim: int) -> Array:
+    """Part i of `split_dim` goes to device i of `axis`; what arrives is concatenated along `concat_dim`."""
+    if lax.axis_size(axis) == 1:
+        return x
+    return lax.all_to_all(vary(x, (axis,)), axis, split_axis=split_dim, concat_axis=concat_dim, tiled=True)
+
+
+def send(x: Any, axis: str, distance: int) -> Any:
+    """Every device gets the arrays of the one `distance` before it on the ring along `axis`."""
+    size = lax.axis_size(axis)
+    pairs = [(i, (i + distance) % size) for i in range(size)]
+    return jax.tree.map(lambda a: lax.ppermute(a, axis, pairs), x)
+
+
+def _live(axes: str | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if lax.axis_size(a) > 1)
 
 
 def index_on(axis: str) -> Array | int:
@@ -63,17 +84,15 @@ def scatter_sequence(x: Array) -> Array:
 
 
 def unshard(w: Array, spec: P, dtype: Any) -> Array:
-    """A whole weight from its FSDP shards, cast before it travels; its gradient is reduced in float32 and sharded again."""
-    from_type = jax.typeof(w)
+    """A whole weight from its shards, cast before it travels; its gradient is reduced in float32 and sharded again. Where the weights
+    differ, as those of pipeline stages do, their gradients are not added."""
+    own = _varying(w)
 
     def forward(w: Array) -> tuple[Array, None]:
-        full = vary(w if dtype is None else w.astype(dtype))
-        for dim in _data_dims(spec):
-            full = all_gather(full, "data", dim)
-        return full, None
+        return whole(w, spec, dtype), None
 
     def backward(_: None, gradient: Array) -> tuple[Array]:
-        return (reduce_gradient(gradient, spec).astype(from_type.dtype),)
+        return (reduce_gradient(gradient, spec, own),)
 
     gather = jax.custom_vjp(lambda w: forward(w)[0])
     # The forward rule communicates in plain sight, where a rematerialization policy sees it.
@@ -81,13 +100,43 @@ def unshard(w: Array, spec: P, dtype: Any) -> Array:
     return gather(w)
 
 
-def reduce_gradient(gradient: Array, spec: P) -> Array:
-    """The gradient of a sharded weight from every device's gradient of the whole weight: float32, sharded as `spec`."""
+def with_sharded_gradient(w: Array, shard: Array, spec: P, dtype: Any) -> Array:
+    """`w`, which every device has whole; its gradient goes to `shard`, reduced in float32 and sharded as `spec` (ZeRO-2)."""
+
+    def forward(w: Array, shard: Array) -> tuple[Array, Array]:
+        return whole(w, P(), dtype), w
+
+    def backward(w: Array, gradient: Array) -> tuple[Array, Array]:
+        return jnp.zeros_like(w), reduce_gradient(gradient, spec)
+
+    use = jax.custom_vjp(lambda w, shard: forward(w, shard)[0])
+    use.defvjp(forward, backward)
+    return use(w, shard)
+
+
+def whole(w: Array, spec: P, dtype: Any) -> Array:
+    """A weight from its shards, of a type, and taken to differ between all devices, so that its gradient is each device's own."""
+    full = vary(w.astype(dtype))
+    for dim, axes in _sharded_dims(spec):
+        full = all_gather(full, axes, dim)
+    return full
+
+
+def reduce_gradient(gradient: Array, spec: P, own: Collection[str] = ()) -> Array:
+    """The gradient of a sharded weight from every device's gradient of the whole weight: float32, sharded as `spec`, and summed over all
+    axes but `own`."""
     gradient = gradient.astype(jnp.float32)
-    for dim in _data_dims(spec):
-        gradient = reduce_scatter(gradient, "data", dim)
-    return sum_over(gradient, [a for a in AXES if a not in spec])
+    for dim, axes in _sharded_dims(spec):
+        gradient = reduce_scatter(gradient, axes, dim)
+    return sum_over(gradient, [a for a in AXES if a not in axes_of(spec) and a not in own])
 
 
-def _data_dims(spec: P) -> list[int]:
-    return [dim for dim, axis in enumerate(spec) if axis == "data"]
+def axes_of(spec: P) -> tuple[str, ...]:
+    """Mesh axes along which an array is split."""
+    entries = ((entry,) if isinstance(entry, str) else entry or () for entry in spec)
+    return tuple(axis for entry in entries for axis in entry)
+
+
+def _sharded_dims(spec: P) -> list[tuple[int, tuple[str, ...]]]:
+    """Dims that ZeRO or FSDP split, with the axes over which."""
+    return [(dim, axes) for dim, entry in enumerate(spec) if set(axes := axes_of(P(entry))) & set(SHARDING_AXES)]

@@ -1,46 +1,70 @@
-"""The device mesh: six axes that always exist, each of size one or more.
+"""The device mesh: the six axes of `qianyi.parallel.rules` over real devices."""
 
-    replica  data parallelism with replicated parameters (slices, islands)
-    stage    pipeline stages
-    data     data parallelism over which parameters may be sharded (FSDP)
-    context  parts of a sequence
-    expert   experts of a mixture
-    model    tensor parallelism, and sequence parallelism between the matmuls
-
-Code that runs on a device names axes and never asks whether one is "on": an axis of size one costs nothing
-(`qianyi.parallel.collectives` leaves its collectives out of the program).
-"""
-
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
-from qianyi.config.schema import LayoutConfig
+from qianyi.config.schema import AXES, BATCH_AXES, LayoutConfig
 from qianyi.errors import ResourceError
 
-AXES = ("replica", "stage", "data", "context", "expert", "model")
-BATCH_AXES = ("replica", "data")
-"""Axes over which the rows of a batch are split."""
+TOKEN_AXES = (*BATCH_AXES, "context")
+"""Axes over which tokens are split."""
+LOSS_AXES = tuple(axis for axis in AXES if axis != "model")
+"""Axes over which a device's share of the loss differs."""
 
 
 def mesh_shape(layout: LayoutConfig) -> tuple[int, ...]:
     """Sizes of `AXES` under a layout."""
-    return (layout.replica, 1, layout.data, 1, 1, layout.model)
+    return tuple(getattr(layout, axis) for axis in AXES)
+
+
+def describe(layout: LayoutConfig) -> str:
+    """The axes in use: `stage 2 x data 4`."""
+    return " x ".join(f"{axis} {size}" for axis, size in zip(AXES, mesh_shape(layout), strict=True) if size > 1) or "one device"
 
 
 def make_mesh(layout: LayoutConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `devices` (all devices when None), ordered so that neighbours on `model` are close.
 
+    Devices of several slices (joined by a data-centre network) are split between slices along `replica` first, then `stage`, then
+    `data`: what sends least goes over the slow network.
+
     Raises:
-        ResourceError: there are not exactly as many devices as the layout needs.
+        ResourceError: there are not exactly as many devices as the layout needs, or slices do not divide it.
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) != layout.n_devices:
         hint = "run.virtual_devices=N simulates N devices on a CPU" if devices[0].platform == "cpu" else "change layout.*"
         raise ResourceError(
-            f"layout needs {layout.n_devices} devices (replica {layout.replica} x data {layout.data} x model {layout.model}), "
-            f"found {len(devices)} ({devices[0].device_kind}): {hint}"
+            f"layout needs {layout.n_devices} devices ({describe(layout)}), found {len(devices)} ({devices[0].device_kind}): {hint}"
         )
-    return jax.make_mesh(mesh_shape(layout), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=tuple(devices))
+    shape, explicit = mesh_shape(layout), (AxisType.Explicit,) * len(AXES)
+    n_slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if n_slices == 1:
+        # Axes may share a physical axis of a TPU's torus: there are more of them than of those.
+        return Mesh(create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES, axis_types=explicit)
+    across = slice_shape(layout, n_slices)
+    within = tuple(size // n for size, n in zip(shape, across, strict=True))
+    return Mesh(create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True), AXES, axis_types=explicit)
+
+
+def slice_shape(layout: LayoutConfig, n_slices: int) -> tuple[int, ...]:
+    """How many parts of each of `AXES` lie on different slices.
+
+    Raises:
+        ResourceError: replica x stage x data cannot be split so.
+    """
+    across, left = dict.fromkeys(AXES, 1), n_slices
+    for axis in ("replica", "stage", "data"):
+        across[axis] = math.gcd(getattr(layout, axis), left)
+        left //= across[axis]
+    if left > 1:
+        raise ResourceError(
+            f"{n_slices} slices do not divide layout.replica {layout.replica} x stage {layout.stage} x data {layout.data}: "
+            f"one of these axes must cross the slices; set layout.replica={n_slices}"
+        )
+    return tuple(across.values())

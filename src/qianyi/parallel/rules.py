@@ -1,6 +1,17 @@
 """Parallelism is a table: logical dim of an array -> mesh axes.
 
-A parameter names its dims (`("embed", "ffn")`); this table alone decides how it lies on the mesh.
+A parameter names its dims (`("embed", "ffn")`); this table alone decides how it lies on the mesh. Six axes always exist, each of size
+one or more:
+
+    replica  data parallelism with replicated parameters (slices, islands)
+    stage    pipeline stages
+    data     data parallelism over which parameters, gradients and optimizer state may be sharded (ZeRO, FSDP)
+    context  parts of a sequence; the same may be sharded over it
+    expert   experts of a mixture; rows of the batch for everything else
+    model    tensor parallelism, and sequence parallelism between the matmuls
+
+Code that runs on a device names axes and never asks whether one is "on": an axis of size one costs nothing
+(`qianyi.parallel.collectives` leaves its collectives out of the program).
 """
 
 from collections.abc import Mapping
@@ -10,6 +21,9 @@ from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import LayoutConfig
 from qianyi.parallel.mesh import AXES, BATCH_AXES, mesh_shape
+
+SHARDING_AXES = ("data", "context")
+"""Axes over which ZeRO and FSDP shard."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +47,29 @@ class Rules:
         return P(*(entry[0] if len(entry) == 1 else entry or None for entry in entries))
 
 
-def make_rules(layout: LayoutConfig) -> Rules:
-    """The table for a layout: tensor parallelism splits heads, ffn and vocabulary; FSDP splits the residual width."""
+def make_rules(layout: LayoutConfig, *, gradients: bool = False) -> Rules:
+    """The table for a layout: where parameters lie or, with `gradients`, their gradients and optimizer state.
+
+    Tensor parallelism splits heads, ffn and vocabulary; ZeRO and FSDP the residual width; the pipeline layers.
+    """
+    sharded = layout.zero == 3 or (gradients and layout.zero >= 1)
     return Rules(
         axes_of_dim={
             "batch": BATCH_AXES,
+            # Devices of `context` get whole rows of tokens and take their own positions from them: a few KiB.
             "sequence": (),
             "vocab": ("model",),
             "heads": ("model",),
             "kv_heads": ("model",),
             "ffn": ("model",),
-            "embed": ("data",) if layout.zero == 3 else (),
-            "layers": (),
+            "experts": ("expert",),
+            "embed": SHARDING_AXES if sharded else (),
+            "layers": ("stage",),
             "positions": (),
             "head_dim": (),
             # Norm scales and residual biases: a few KiB per layer, replicated because gathering them costs more than it saves.
             "residual": (),
+            "router": (),
         },
         axis_sizes=dict(zip(AXES, mesh_shape(layout), strict=True)),
     )

@@ -11,11 +11,14 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import checkpoint_managers as policies
 
 from qianyi.config.schema import CheckpointConfig, Config
+from qianyi.config.stages import layer_places
 from qianyi.errors import CheckpointError, ResourceError
-from qianyi.train.state import TrainState
+from qianyi.train.state import TrainState, reorder_layers
 
 Record = dict[str, Any]
 """What a checkpoint belongs to: JSON values under `model` and `data`."""
@@ -25,10 +28,11 @@ _SHAPE_FREE = {"dtype", "remat", "init_std", "max_seq_len"}
 
 
 def make_record(config: Config, data: Record) -> Record:
-    """The record of a recipe and the data position (`data`: what fixes the order of batches, such as a fingerprint)."""
+    """The record of a recipe and the data position (`data`: what fixes the order of batches, such as a fingerprint), and in which order
+    its layers are stored (`layers`), which a pipeline changes."""
     model = config.model.model_dump(mode="json")
     free = _SHAPE_FREE - ({"max_seq_len"} if config.model.position == "learned" else set())
-    return {"model": {k: v for k, v in model.items() if k not in free}, "data": data}
+    return {"model": {k: v for k, v in model.items() if k not in free}, "data": data, "layers": list(layer_places(config))}
 
 
 class Checkpoints:
@@ -85,10 +89,12 @@ class Checkpoints:
             raise self._damaged(step, error) from error
         _require_match(self.directory / f"{step:08d}", saved, record)
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            return self._manager.restore(step, args=args)["state"]
+            stored = _with_layers(abstract, len(saved["layers"]))
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(stored))
+            state = self._manager.restore(step, args=args)["state"]
         except Exception as error:
             raise self._damaged(step, error) from error
+        return _reorder(state, abstract, saved["layers"], record["layers"])
 
     def finish(self) -> None:
         """Wait for what is being written.
@@ -125,6 +131,35 @@ class Checkpoints:
         return CheckpointError(
             f"{path}: cannot be restored ({_first_line(error)}); delete that directory to continue from the one before"
         )
+
+
+def _with_layers(abstract: TrainState, n: int) -> TrainState:
+    """The same with n places for layers, over stages where they divide them."""
+
+    def stored(path: Any, leaf: Any) -> Any:
+        if not _is_stacked(path) or leaf.shape[0] == n:
+            return leaf
+        mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+        spec = spec if n % mesh.shape["stage"] == 0 else P(None, *spec[1:])
+        return jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(stored, abstract)
+
+
+def _reorder(state: TrainState, abstract: TrainState, saved: list[int], wanted: list[int]) -> TrainState:
+    """Layers in the order of this run's pipeline."""
+    if saved == wanted:
+        return state
+
+    def move(path: Any, leaf: jax.Array) -> jax.Array:
+        return reorder_layers(leaf, saved, wanted) if _is_stacked(path) else leaf
+
+    shardings = jax.tree.map(lambda a: a.sharding, abstract)
+    return jax.jit(lambda s: jax.tree_util.tree_map_with_path(move, s), out_shardings=shardings, donate_argnums=0)(state)
+
+
+def _is_stacked(path: Any) -> bool:
+    return any(getattr(key, "key", None) == "blocks" for key in path)
 
 
 def _require_match(path: Path, saved: Record, wanted: Record) -> None:

@@ -12,10 +12,10 @@ import jax
 import psutil
 from jax import Array
 
+from qianyi.config.counts import flops_per_token
 from qianyi.config.schema import Config
 from qianyi.errors import QianyiError
 from qianyi.events import StepEvent
-from qianyi.model.flops import flops_per_token
 from qianyi.train.step import Batch, Metrics, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]

@@ -1,6 +1,7 @@
 """What training carries from step to step: all of it is in a checkpoint, and nothing else is needed to go on."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import Config
+from qianyi.config.stages import EMPTY, layer_places
 from qianyi.model import param
 from qianyi.model.decoder import decoder_params
 from qianyi.model.param import Tree
@@ -37,26 +39,46 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the state, without arrays."""
-    params = param.abstract(decoder_params(config.model), make_rules(config.layout), mesh)
+    declared = stored_params(config)
+    params = param.abstract(declared, make_rules(config.layout), mesh)
+    moments = param.abstract(declared, make_rules(config.layout, gradients=True), mesh)
     drawn = jax.eval_shape(lambda: _draw(config))
     replicated = NamedSharding(mesh, P())
 
     def place(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
 
-    # Moments lie as their parameters do; everything else is a scalar.
+    # Moments lie as gradients do; everything else is a scalar.
     structure = jax.tree.structure(params)
     opt_state = jax.tree.map(
-        lambda part: params if jax.tree.structure(part) == structure else place(part),
+        lambda part: moments if jax.tree.structure(part) == structure else place(part),
         drawn.opt_state,
         is_leaf=lambda part: jax.tree.structure(part) == structure,
     )
     return TrainState(place(drawn.step), params, opt_state, place(drawn.rng))
 
 
+def stored_params(config: Config) -> Tree:
+    """The declarations, with a place in the stacked blocks for every layer and for those that uneven pipeline stages leave empty."""
+    declared, n = decoder_params(config.model), len(layer_places(config))
+    return {**declared, "blocks": param.map_params(lambda p: replace(p, shape=(n, *p.shape[1:])), declared["blocks"])}
+
+
+def reorder_layers(stacked: Tree | Array, saved: Sequence[int], wanted: Sequence[int]) -> Any:
+    """Stacked layers from the places of one layout to those of another; empty places are zero."""
+    rows = jnp.asarray([saved.index(layer) if layer != EMPTY else 0 for layer in wanted])
+    live = jnp.asarray([layer != EMPTY for layer in wanted])
+
+    def move(a: Array) -> Array:
+        return jnp.where(live.reshape(-1, *[1] * (a.ndim - 1)), a[rows], 0)
+
+    return stacked if list(saved) == list(wanted) else jax.tree.map(move, stacked)
+
+
 def _draw(config: Config) -> TrainState:
     key = jax.random.key(config.train.seed)
     params = param.init(decoder_params(config.model), jax.random.fold_in(key, 0))
+    params["blocks"] = reorder_layers(params["blocks"], range(config.model.n_layers), layer_places(config))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

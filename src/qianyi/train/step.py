@@ -16,17 +16,18 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import Config
-from qianyi.model.decoder import Gather, decoder_loss, decoder_params
-from qianyi.model.param import Tree, layer_spec, specs
-from qianyi.parallel.collectives import reduce_gradient, sum_over, unshard, vary
-from qianyi.parallel.mesh import AXES, BATCH_AXES
-from qianyi.parallel.rules import batch_spec, make_rules
+from qianyi.model.decoder import Batch, decoder_loss, decoder_params
+from qianyi.model.param import Param, Tree, map_params
+from qianyi.ops.loss import LossSums
+from qianyi.parallel.collectives import axes_of, reduce_gradient, sum_over, vary
+from qianyi.parallel.mesh import AXES, BATCH_AXES, LOSS_AXES
+from qianyi.parallel.pipeline import pipeline_forward, pipeline_gradients
+from qianyi.parallel.rules import batch_spec
 from qianyi.train.optimizer import make_optimizer
 from qianyi.train.schedule import make_schedule
+from qianyi.train.stages import in_chunks, pipeline_parts, schedule_of
 from qianyi.train.state import TrainState
-
-Batch = dict[str, Array]
-"""`inputs` and `targets`, int32 [batch, sequence]; target -1 is not scored."""
+from qianyi.train.weights import Sharded, gradient_specs, late_parts, make_gather, param_specs, shard_shape, take_whole
 
 
 class Metrics(NamedTuple):
@@ -34,120 +35,170 @@ class Metrics(NamedTuple):
 
     loss: Array
     z_loss: Array
+    balance_loss: Array
     grad_norm: Array
     learning_rate: Array
+
+
+class Losses(NamedTuple):
+    """Terms of the objective. On a device: its share, the sum over devices being the whole."""
+
+    cross_entropy: Array
+    """Mean per scored token of the global batch, in nats."""
+    z: Array
+    balance: Array
 
 
 class LossAndGradients(NamedTuple):
     loss: Array
     """Mean cross-entropy per scored token of the global batch, in nats."""
     z_loss: Array
+    balance_loss: Array
     grad_norm: Array
     gradients: Tree
-    """Of loss + z_loss, float32, sharded as the parameters."""
+    """Of the sum of the losses, float32, sharded as `gradient_specs` says."""
+
+
+Total = Callable[[LossSums], tuple[Array, Losses]]
+"""Sums over this device's tokens -> its share of the objective, which is differentiated, and of the losses, which are reported."""
 
 
 def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step for a recipe, to be called under `jax.set_mesh`; the state that goes in is donated."""
-    loss_and_gradients = make_loss_and_gradients(config)
-    optimizer = make_optimizer(config)
+    loss_and_gradients, update = make_loss_and_gradients(config), make_update(config)
     rate = make_schedule(config.schedule, config.optimizer.learning_rate, config.train.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, z_loss, norm, gradients = loss_and_gradients(state.params, batch)
-        if config.optimizer.clip_norm is not None:
-            scale = jnp.minimum(1, config.optimizer.clip_norm / norm)
-            gradients = jax.tree.map(lambda g: g * scale, gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        metrics = Metrics(loss, z_loss, norm, rate(state.step))
-        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+        out = loss_and_gradients(state.params, batch)
+        metrics = Metrics(out.loss, out.z_loss, out.balance_loss, out.grad_norm, rate(state.step))
+        return update(state, out.gradients, out.grad_norm), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 
 
+def make_update(config: Config) -> Callable[[TrainState, Tree, Array], TrainState]:
+    """(state, gradients, their norm) -> the state after a step."""
+    optimizer = make_optimizer(config)
+    stored, reduced = param_specs(config), gradient_specs(config)
+
+    def update(state: TrainState, gradients: Tree, norm: Array) -> TrainState:
+        if config.optimizer.clip_norm is not None:
+            scale = jnp.minimum(1, config.optimizer.clip_norm / norm)
+            gradients = jax.tree.map(lambda g: g * scale, gradients)
+        # Under ZeRO-1 and 2 each device updates the shard whose gradient it has, and the new shards are gathered.
+        shards: Any = jax.tree.map(jax.reshard, state.params, reduced)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, shards)
+        params: Any = jax.tree.map(jax.reshard, optax.apply_updates(shards, updates), stored)
+        return TrainState(state.step + 1, params, opt_state, state.rng)
+
+    return update
+
+
 def make_loss_and_gradients(config: Config) -> Callable[[Tree, Batch], LossAndGradients]:
     """(params, batch) -> mean loss over the scored tokens of the global batch, and its gradient, under any layout."""
-    train, layout = config.train, config.layout
-    param_specs = specs(decoder_params(config.model), make_rules(layout))
-    once = layout.gather == "step" or (layout.gather == "auto" and train.accumulation > 1)
+    stored, reduced, late = param_specs(config), gradient_specs(config), late_parts(config)
+    accumulate = _accumulate if config.layout.stage == 1 else _accumulate_in_pipeline
 
     def on_device(params: Tree, batch: Batch) -> LossAndGradients:
-        rows = jax.tree.map(lambda a: a.reshape(train.accumulation, -1, a.shape[-1]), batch)
         scored = sum_over(jnp.sum(batch["targets"] >= 0), BATCH_AXES)
-        share = 1 / jnp.maximum(scored, 1).astype(jnp.float32)
-        weights = _gather_all(params, param_specs, config) if once else params
-        gather = (lambda _, part: part) if once else _gatherer(param_specs, config)
-
-        def loss(weights: Tree, rows: Batch) -> tuple[Array, Array]:
-            sums = decoder_loss(
-                weights, rows["inputs"], rows["targets"], config.model, gather, train.z_loss, train.loss_chunk_tokens
-            )
-            return sums.cross_entropy * share, train.z_loss * sums.z * share
-
-        def accumulate(carry: tuple[Array, Array, Tree], rows: Batch) -> tuple[tuple[Array, Array, Tree], None]:
-            (ce, z), g = jax.value_and_grad(loss, has_aux=True)(weights, rows)
-            return (carry[0] + ce, carry[1] + z, jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry[2], g)), None
-
-        zero = vary(jnp.zeros(()), BATCH_AXES)
-        zeros = jax.tree.map(partial(_zero_gradient, whole=once), weights, param_specs)
-        (ce, z, gradients), _ = lax.scan(accumulate, (zero, zero, zeros), rows)
-        if once:
-            gradients = jax.tree.map(reduce_gradient, gradients, param_specs)
-        return LossAndGradients(
-            sum_over(ce, BATCH_AXES), sum_over(z, BATCH_AXES), _global_norm(gradients, param_specs), gradients
-        )
+        total = partial(_total, config=config, share=1 / jnp.maximum(scored, 1).astype(jnp.float32))
+        weights = {name: take_whole(name, part, config) if name in late else part for name, part in params.items()}
+        losses, gradients = accumulate(total, weights, _microbatches(batch, config), config)
+        gradients = {
+            name: jax.tree.map(reduce_gradient, part, reduced[name]) if name in late else part for name, part in gradients.items()
+        }
+        loss, z_loss, balance_loss = (sum_over(a, LOSS_AXES) for a in losses)
+        return LossAndGradients(loss, z_loss, balance_loss, _global_norm(gradients, reduced, config), gradients)
 
     scalar: Any = P()
-    out_specs = LossAndGradients(scalar, scalar, scalar, param_specs)
-    return jax.shard_map(on_device, in_specs=(param_specs, batch_spec(config.layout)), out_specs=out_specs)
+    out_specs = LossAndGradients(scalar, scalar, scalar, scalar, reduced)
+    return jax.shard_map(on_device, in_specs=(stored, batch_spec(config.layout)), out_specs=out_specs)
+
+
+def _accumulate(total: Total, weights: Tree, microbatches: Batch, config: Config) -> tuple[Losses, Tree]:
+    """Losses and gradients, summed over microbatches, one after the other."""
+    gather = make_gather(config)
+    zeros = _zero_gradients(weights, config)
+
+    def objective(inputs: Tree, rows: Batch) -> tuple[Array, Losses]:
+        # ZeRO-2 differentiates by shards of gradients instead of the weights, which all devices have whole.
+        used = jax.tree.map(Sharded, weights, inputs) if config.layout.zero == 2 else inputs
+        return total(decoder_loss(used, rows, config, gather))
+
+    def add(carry: tuple[Losses, Tree], rows: Batch) -> tuple[tuple[Losses, Tree], None]:
+        (_, losses), g = jax.value_and_grad(objective, has_aux=True)(zeros if config.layout.zero == 2 else weights, rows)
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, (losses, g)), None
+
+    sums, _ = lax.scan(add, (_zero_losses(), zeros), microbatches)
+    return sums
+
+
+def _accumulate_in_pipeline(total: Total, weights: Tree, microbatches: Batch, config: Config) -> tuple[Losses, Tree]:
+    """The same, microbatches following one another through the stages."""
+    model, zeros = in_chunks(weights, config), in_chunks(_zero_gradients(weights, config), config)
+    parts = pipeline_parts(total, config)
+    losses, balance, g = pipeline_gradients(parts, model, microbatches, schedule_of(config), zeros, _zero_losses())
+    blocks = jax.tree.map(lambda a, w: a.reshape(w.shape), g.blocks, weights["blocks"])
+    return losses._replace(balance=balance), {**g.outer, "blocks": blocks}
 
 
 def make_eval_step(config: Config) -> Callable[[Tree, Batch], tuple[Array, Array]]:
     """Jitted (params, batch) -> (summed cross-entropy in nats, number of scored tokens) over the global batch."""
-    train = config.train
-    param_specs = specs(decoder_params(config.model), make_rules(config.layout))
+    stored = param_specs(config)
+    total = partial(_total, config=config, share=1.0)
 
     def on_device(params: Tree, batch: Batch) -> tuple[Array, Array]:
-        gather = _gatherer(param_specs, config)
-        sums = decoder_loss(params, batch["inputs"], batch["targets"], config.model, gather, 0.0, train.loss_chunk_tokens)
-        return sum_over(sums.cross_entropy, BATCH_AXES), sum_over(jnp.sum(batch["targets"] >= 0), BATCH_AXES)
+        if config.layout.stage == 1:
+            losses = total(decoder_loss(params, batch, config, make_gather(config)))[1]
+        else:
+            weights = {name: part if name == "blocks" else take_whole(name, part, config) for name, part in params.items()}
+            model, schedule = in_chunks(weights, config), schedule_of(config, backward=False)
+            losses = pipeline_forward(
+                pipeline_parts(total, config), model, _microbatches(batch, config), schedule, _zero_losses()
+            )
+        return sum_over(losses.cross_entropy, LOSS_AXES), sum_over(jnp.sum(batch["targets"] >= 0), BATCH_AXES)
 
-    return jax.jit(jax.shard_map(on_device, in_specs=(param_specs, batch_spec(config.layout)), out_specs=(P(), P())))
-
-
-def _gatherer(param_specs: Tree, config: Config) -> Gather:
-    """Makes one part of the model whole; of the blocks, one layer."""
-    params = decoder_params(config.model)
-
-    def gather(name: str, part: Tree) -> Tree:
-        part_specs = jax.tree.map(layer_spec, param_specs[name]) if name == "blocks" else param_specs[name]
-        return jax.tree.map(lambda w, spec, p: unshard(w, spec, _compute_dtype(p.kind, config)), part, part_specs, params[name])
-
-    return gather
+    return jax.jit(jax.shard_map(on_device, in_specs=(stored, batch_spec(config.layout)), out_specs=(P(), P())))
 
 
-def _gather_all(params: Tree, param_specs: Tree, config: Config) -> Tree:
-    declared = decoder_params(config.model)
-    return jax.tree.map(lambda w, spec, p: unshard(w, spec, _compute_dtype(p.kind, config)), params, param_specs, declared)
+def _microbatches(batch: Batch, config: Config) -> Batch:
+    """[batch, sequence] -> [microbatch, rows, sequence]. Every n-th row is of the same microbatch, so that its rows are the same under any
+    layout: experts are balanced over a microbatch."""
+    n = config.train.accumulation
+    return jax.tree.map(lambda a: a.reshape(-1, n, a.shape[-1]).swapaxes(0, 1), batch)
 
 
-def _compute_dtype(kind: str, config: Config) -> jnp.dtype | None:
-    return jnp.dtype(config.model.dtype) if kind == "matrix" else None
+def _total(sums: LossSums, config: Config, share: Array | float) -> tuple[Array, Losses]:
+    z = config.train.z_loss * sums.z * share
+    losses = Losses(sums.cross_entropy * share, z, sums.balance / config.train.accumulation)
+    return losses.cross_entropy + losses.balance, losses  # the cross-entropy carries the gradient of the z-loss too
 
 
-def _zero_gradient(weight: Array, spec: P, whole: bool) -> Array:
-    """Where gradients add up: of whole weights every device has its own sum, of shards the devices that share one agree."""
-    zeros = jnp.zeros(weight.shape, jnp.float32)
-    return vary(zeros) if whole else vary(zeros, [axis for axis in spec if axis is not None])
+def _zero_losses() -> Losses:
+    return Losses(*(vary(jnp.zeros(()), LOSS_AXES) for _ in Losses._fields))
 
 
-def _global_norm(gradients: Tree, param_specs: Tree) -> Array:
-    """L2 norm over all parameters, each counted once: squares of copies are divided by their number."""
+def _zero_gradients(weights: Tree, config: Config) -> Tree:
+    """Where gradients add up: of weights gathered early every device has its own sum; of others, devices that share a shard agree."""
+    late, stored, reduced = late_parts(config), param_specs(config), gradient_specs(config)
 
-    def squares(g: Array, spec: P) -> Array:
-        copies = math.prod(lax.axis_size(axis) for axis in AXES if axis not in spec)
-        return vary(jnp.sum(g * g) / copies)
+    def early(w: Array, at: P, to: P) -> Array:
+        return vary(jnp.zeros(shard_shape(w, at, to), jnp.float32), axes_of(to))
 
-    total = jnp.stack(jax.tree.leaves(jax.tree.map(squares, gradients, param_specs))).sum()
+    return {
+        name: jax.tree.map(lambda w: vary(jnp.zeros(w.shape, jnp.float32)), part)
+        if name in late
+        else jax.tree.map(early, part, stored[name], reduced[name])
+        for name, part in weights.items()
+    }
+
+
+def _global_norm(gradients: Tree, specs: Tree, config: Config) -> Array:
+    """L2 norm over all parameters, each counted once: squares of copies are divided by their number. A balance has no gradient."""
+
+    def squares(p: Param, g: Array, spec: P) -> Array:
+        copies = math.prod(lax.axis_size(axis) for axis in AXES if axis not in axes_of(spec))
+        return vary(jnp.zeros(()) if p.kind == "balance" else jnp.sum(g * g) / copies)
+
+    total = jnp.stack(jax.tree.leaves(map_params(squares, decoder_params(config.model), gradients, specs))).sum()
     return jnp.sqrt(sum_over(total, AXES))

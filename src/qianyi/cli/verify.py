@@ -1,0 +1,109 @@
+"""`qianyi verify`: a certificate that a layout computes what one device computes."""
+
+import json
+import sys
+from importlib import resources
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from qianyi.cli.layout import layout_overrides
+from qianyi.config import recipes
+from qianyi.config.load import load
+from qianyi.config.schema import AXES, LayoutConfig, RunConfig
+from qianyi.errors import QianyiError
+from qianyi.parallel.mesh import describe
+from qianyi.parallel.runtime import initialize
+from qianyi.verify.certificate import Certificate, certify
+
+MAX_DEVICES = 8
+DENSE_SPREAD = (
+    "data=8,zero=1",
+    "data=4,model=2,zero=2",
+    "replica=2,data=2,model=2",
+    "stage=2,data=2,model=2",
+    "stage=4,chunks=2,data=2,zero=1",
+    "context=4,data=2",
+    "stage=2,context=2,model=2",
+)
+EXPERT_SPREAD = ("expert=4,model=2", "stage=2,context=2,expert=2", "expert=2,context=2,data=2,zero=2")
+
+
+class DifferentError(QianyiError):
+    """A layout does not compute what one device computes."""
+
+
+def run(recipe: str, overrides: list[str], layout: str | None, directory: Path) -> None:
+    """Certify one layout."""
+    config = load(recipe, [*overrides, *layout_overrides(layout)] if layout else overrides).config
+    target = config.layout if layout else small_layout(config.layout)
+    _start_devices(target.n_devices)
+    certificate = certify(config, target, say=lambda what: print(f"  {what} ...", file=sys.stderr, flush=True))
+    write(certificate, f"{recipe} on {describe(target)}", directory)
+    _print(certificate)
+    print(f"{directory / 'certificate.json'}, {directory / 'certificate.html'}")
+    if not certificate.passed:
+        raise DifferentError(_sentence(certificate))
+
+
+def run_all(directory: Path) -> None:
+    """Certify every shipped recipe on a spread of layouts."""
+    _start_devices(MAX_DEVICES)
+    failed: list[str] = []
+    for recipe in recipes.names():
+        spread = DENSE_SPREAD if load(recipe, []).config.model.mixture is None else (*DENSE_SPREAD, *EXPERT_SPREAD)
+        for layout in spread:
+            config = load(recipe, layout_overrides(layout)).config
+            certificate = certify(config, config.layout)
+            write(certificate, f"{recipe} on {describe(config.layout)}", directory / recipe / layout.replace(",", "_"))
+            print(f"{recipe:14} {layout:34} {_sentence(certificate)}", flush=True)
+            failed += [] if certificate.passed else [f"{recipe} {layout}"]
+    if failed:
+        raise DifferentError(f"{len(failed)} layouts differ from one device: {'; '.join(failed)}; see {directory}")
+
+
+def small_layout(layout: LayoutConfig) -> LayoutConfig:
+    """The recipe's own layout on at most MAX_DEVICES: every axis in use has two devices, as far as they go."""
+    sizes: dict[str, int] = dict.fromkeys(AXES, 1)
+    left = MAX_DEVICES
+    for axis in ("stage", "model", "context", "expert", "data", "replica"):
+        if getattr(layout, axis) > 1 and left > 1:
+            sizes[axis] = 2
+            left //= 2
+    return layout.model_copy(update=sizes)
+
+
+def write(certificate: Certificate, title: str, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    found = certificate.as_json()
+    template = resources.files("qianyi.verify").joinpath("page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(template).render(
+        title=title, sentence=_sentence(certificate), certificate=found, recipe=yaml.safe_dump(found["recipe"], sort_keys=False)
+    )
+    for name, text in (("certificate.json", json.dumps(found, indent=1) + "\n"), ("certificate.html", page)):
+        partial = directory / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.rename(directory / name)
+
+
+def _start_devices(n: int) -> None:
+    initialize(RunConfig(platform="cpu", virtual_devices=n))
+
+
+def _print(certificate: Certificate) -> None:
+    for c in certificate.checks:
+        print(f"{c.name:44} {c.error:8.1e}  (allowed {c.limit:.0e})  {'' if c.passed else 'DIFFERENT  '}{c.worst}")
+    print("a device sends, per step of the small recipe:")
+    for s in certificate.collectives:
+        print(f"  {s.kind:20} over {s.axes:24} {s.count:6,} x, {s.bytes_per_device:12,} bytes")
+    print(_sentence(certificate))
+
+
+def _sentence(certificate: Certificate) -> str:
+    worst = certificate.leaves[0]
+    if certificate.passed:
+        return f"equal: this layout computes what one device computes (worst gradient {worst.name}, {worst.error:.1e})"
+    wrong = ", ".join(f"{c.name} by {c.error:.1e} at {c.worst}" for c in certificate.checks if not c.passed)
+    return f"DIFFERENT from one device: {wrong}"

@@ -1,0 +1,79 @@
+"""Weights and their gradients inside the step: where they lie, when they are made whole, when gradients are reduced."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array, lax
+from jax.sharding import PartitionSpec as P
+
+from qianyi.config.schema import Config
+from qianyi.model.decoder import Gather, decoder_params
+from qianyi.model.param import Tree, compute_dtypes, layer_spec, specs
+from qianyi.parallel.collectives import axes_of, unshard, whole, with_sharded_gradient
+from qianyi.parallel.rules import make_rules
+
+
+class Sharded(NamedTuple):
+    """A weight that every device has whole, and the place of its sharded gradient (ZeRO-2)."""
+
+    weight: Array
+    gradient: Array
+
+
+def param_specs(config: Config) -> Tree:
+    """How parameters lie on the mesh."""
+    return specs(decoder_params(config.model), make_rules(config.layout))
+
+
+def gradient_specs(config: Config) -> Tree:
+    """How gradients and optimizer state lie on the mesh."""
+    return specs(decoder_params(config.model), make_rules(config.layout, gradients=True))
+
+
+def late_parts(config: Config) -> set[str]:
+    """Parts of the model that are made whole before the first microbatch and whose gradients are reduced after the last; for the others
+    both happen where they are used. What all stages of a pipeline share is late always: a sum over stages has no place in a branch."""
+    layout, parts = config.layout, set(decoder_params(config.model))
+    if layout.zero != 2 and gathers_once(config):
+        return parts
+    return parts - {"blocks"} if layout.stage > 1 else set()
+
+
+def gathers_once(config: Config) -> bool:
+    """Weights are gathered and gradients reduced once per step."""
+    gather, zero = config.layout.gather, config.layout.zero
+    return gather == "step" or (gather == "auto" and (config.train.accumulation > 1 or zero == 1))
+
+
+def take_whole(name: str, part: Tree, config: Config) -> Tree:
+    """A part of the model, whole and in the type of computation."""
+    return jax.tree.map(whole, part, param_specs(config)[name], _dtypes(config)[name])
+
+
+def make_gather(config: Config) -> Gather:
+    """Makes a part of the model whole where it is used (of the blocks, one layer), if it is not yet."""
+    late, dtypes = late_parts(config), _dtypes(config)
+    stored, reduced = param_specs(config), gradient_specs(config)
+
+    def use(w: Array | Sharded, dtype: Any, at: P, to: P) -> Array:
+        return with_sharded_gradient(*w, to, dtype) if isinstance(w, Sharded) else unshard(w, at, dtype)
+
+    def gather(name: str, part: Tree) -> Tree:
+        if name in late:
+            return part
+        at, to = (jax.tree.map(layer_spec, s[name]) if name == "blocks" else s[name] for s in (stored, reduced))
+        return jax.tree.map(lambda dtype, at, to, w: use(w, dtype, at, to), dtypes[name], at, to, part)
+
+    return gather
+
+
+def shard_shape(w: Array, stored: P, reduced: P) -> tuple[int, ...]:
+    """The shape of the gradient of a stored weight, on a device."""
+    stored, reduced = (P(*spec, *[None] * (w.ndim - len(spec))) for spec in (stored, reduced))
+    more = [set(axes_of(P(to))) - set(axes_of(P(at))) for at, to in zip(stored, reduced, strict=True)]
+    return tuple(size // math.prod(lax.axis_size(a) for a in axes) for size, axes in zip(w.shape, more, strict=True))
+
+
+def _dtypes(config: Config) -> Tree:
+    return compute_dtypes(decoder_params(config.model), config.model.dtype)

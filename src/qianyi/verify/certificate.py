@@ -1,0 +1,149 @@
+"""The certificate: the same small recipe on one device and on a layout computes the same.
+
+Two parts. In float32, losses, every gradient, every update and a few steps of training agree to what float32 rounds. In the recipe's own
+precision the layout is no further from the float32 result than one device is: the drift is rounding, not a fault.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from qianyi.config.check import check
+from qianyi.config.schema import Config, LayoutConfig
+from qianyi.parallel.mesh import describe
+from qianyi.verify.compare import STEPS, HostTree, Leaf, Outcome, Runner, compare_trees, norm
+from qianyi.verify.program import Collective
+from qianyi.verify.shrink import shrink
+
+GRADIENT_RTOL = 1e-5
+"""Of losses, gradients and the first update: float32 sums of other order differ by about 1e-6."""
+TRAINING_RTOL = 1e-4
+"""Of the change over all steps, into which every step's rounding goes."""
+FLOOR = 1e-2
+"""A leaf smaller than this share of the whole tree is measured against that share."""
+DRIFT_RATIO = 3.0
+"""In the recipe's precision: error of the layout over that of one device, both against float32. Two roundings of equal size differ by
+a factor of about sqrt(2); a fault of parallelism makes errors of the size of the values, a hundred times that in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison."""
+
+    name: str
+    error: float
+    limit: float
+    worst: str
+    """The leaf or step with the largest error."""
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.error <= self.limit)  # False for NaN
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was found."""
+
+    layout: LayoutConfig
+    small: Config
+    """The recipe that was run."""
+    checks: list[Check]
+    leaves: list[Leaf]
+    """Error of every gradient, the largest first."""
+    collectives: list[Collective]
+    """Of the compiled training step of the small recipe."""
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "verdict": "equal" if self.passed else "different",
+            "layout": self.layout.model_dump(),
+            "checks": [{**asdict(c), "passed": c.passed} for c in self.checks],
+            "worst_leaf": asdict(self.leaves[0]),
+            "collectives": [asdict(c) for c in self.collectives],
+            "gradients": [asdict(leaf) for leaf in self.leaves],
+            "recipe": self.small.model_dump(mode="json", exclude={"data", "run", "checkpoint"}),
+            "jax": jax.__version__,
+        }
+
+
+def certify(config: Config, layout: LayoutConfig, say: Callable[[str], None] = lambda _: None) -> Certificate:
+    """Run the recipe, shrunk, on one device and on `layout`, and compare.
+
+    Args:
+        config: the user's recipe.
+        layout: the layout to certify.
+        say: told what is being done.
+
+    Raises:
+        ConfigError: the recipe does not go with the layout.
+    """
+    small = shrink(config, layout)
+    check(small)
+    say("one device, float32")
+    alone = Runner(_variant(small, LayoutConfig(), "float32"))
+    eps = _smooth_eps(small, alone.gradients())
+    reference = alone.train(eps)
+    say(f"{describe(layout)}, float32")
+    sharded = Runner(_variant(small, layout, "float32"))
+    ours = sharded.train(eps)
+    leaves = compare_trees(ours.gradients, reference.gradients, FLOOR)
+    checks = [
+        *_exact_checks(ours, reference),
+        Check("gradients", leaves[0].error, GRADIENT_RTOL, leaves[0].name),
+        _change_check("first update", ours.updates, reference.updates, reference.initial, GRADIENT_RTOL),
+        _change_check(f"change over {STEPS} steps", ours.change, reference.change, reference.initial, TRAINING_RTOL),
+    ]
+    dtype = config.model.dtype
+    if dtype != "float32":
+        say(f"both, {dtype}")
+        sharded = Runner(small)
+        drift = Runner(_variant(small, LayoutConfig(), dtype)).gradients()
+        checks.append(_drift_check(sharded.gradients(), drift, reference.gradients, dtype))
+    return Certificate(layout, small, checks, leaves, sharded.collectives())
+
+
+def _variant(config: Config, layout: LayoutConfig, dtype: str) -> Config:
+    return config.model_copy(update={"layout": layout, "model": config.model.model_copy(update={"dtype": dtype})})
+
+
+def _smooth_eps(config: Config, gradients: HostTree) -> float:
+    """Adam's first update is the sign of each element, which makes +-1 of rounding where a gradient is near zero. With an epsilon of the
+    gradient's size it is proportional instead, and errors stay what they are."""
+    size = sum(a.size for a in jax.tree.leaves(gradients))
+    return max(norm(gradients) / size**0.5, config.optimizer.eps)
+
+
+def _exact_checks(ours: Outcome, reference: Outcome) -> list[Check]:
+    scale = abs(reference.losses["loss"])
+    errors = {name: abs(ours.losses[name] - value) / (abs(value) or scale) for name, value in reference.losses.items()}
+    steps = {f"step {n + 1}": abs(a - b) / abs(b) for n, (a, b) in enumerate(zip(ours.training, reference.training, strict=True))}
+    return [
+        _worst("losses and gradient norm", errors, GRADIENT_RTOL),
+        _worst("loss of each step", steps, GRADIENT_RTOL),
+    ]
+
+
+def _worst(name: str, errors: dict[str, float], limit: float) -> Check:
+    worst = max(errors, key=lambda key: errors[key] if np.isfinite(errors[key]) else np.inf)
+    return Check(name, errors[worst], limit, worst)
+
+
+def _change_check(name: str, ours: HostTree, reference: HostTree, of: HostTree, limit: float) -> Check:
+    worst = compare_trees(ours, reference, FLOOR, of)[0]
+    return Check(name, worst.error, limit, worst.name)
+
+
+def _drift_check(ours: HostTree, alone: HostTree, reference: HostTree, dtype: str) -> Check:
+    """The drift of the layout's gradients, in units of the drift of one device's."""
+    drift = {leaf.name: leaf.error for leaf in compare_trees(alone, reference, FLOOR)}
+    typical = float(np.median(list(drift.values())))
+    ratios = {leaf.name: leaf.error / max(drift[leaf.name], typical) for leaf in compare_trees(ours, reference, FLOOR)}
+    return _worst(f"drift in {dtype}, relative to one device's", ratios, DRIFT_RATIO)

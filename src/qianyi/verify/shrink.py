@@ -1,0 +1,76 @@
+"""A recipe made small enough for this machine, with its structure kept: what a certificate is about."""
+
+import math
+
+from qianyi.config.schema import Config, LayoutConfig, ModelConfig, MoEConfig
+
+HEAD_DIM = 8
+MAX_BATCH_ROWS = 4
+"""Rows per device and microbatch at most."""
+
+
+def shrink(config: Config, layout: LayoutConfig) -> Config:
+    """The recipe at a size that one core computes in seconds.
+
+    Kept: the kinds of norm, feed-forward, position, bias and tying; how many query heads share a key/value head; how many
+    experts, how many are chosen and shared, dropping and balancing; recomputation, precision, z-loss, document mask; optimizer and
+    schedule; that layers do not divide evenly over stages. Made small: width, depth, vocabulary, sequence, batch.
+    """
+    model = _shrink_model(config, layout)
+    parts = 2 * layout.context * layout.model  # every device has at least a token of each half
+    group = model.moe.group_tokens if model.mixture and model.moe.capacity_factor is not None else 1
+    seq_len = 2 * math.lcm(parts, 2 * layout.context * group)
+    accumulation = max(min(config.train.accumulation, 2), layout.stage)
+    shards = layout.batch_shards * accumulation
+    train = config.train.model_copy(
+        update={
+            "seq_len": seq_len,
+            "batch_size": 2 * shards,
+            "accumulation": accumulation,
+            "steps": 100,
+            "loss_chunk_tokens": 3 * seq_len // 4,  # chunks that do not divide the tokens, as real ones may not
+        }
+    )
+    # The first steps are looked at: they must move.
+    schedule = config.schedule.model_copy(update={"warmup_steps": 0})
+    optimizer = config.optimizer.model_copy(update={"learning_rate": 1e-2})
+    position = {"max_seq_len": seq_len}
+    return config.model_copy(
+        update={
+            "model": model.model_copy(update=position),
+            "layout": layout,
+            "train": train,
+            "schedule": schedule,
+            "optimizer": optimizer,
+        }
+    )
+
+
+def _shrink_model(config: Config, layout: LayoutConfig) -> ModelConfig:
+    m = config.model
+    shared = m.n_heads // m.kv_heads
+    kv_heads = layout.model * (1 if shared > 1 else 2)
+    n_heads = kv_heads * shared
+    width = 16 * math.lcm(layout.data * layout.context, layout.model)
+    virtual = layout.stage * layout.chunks
+    uneven = m.n_layers % virtual != 0
+    return m.model_copy(
+        update={
+            "vocab_size": 64 * layout.model,
+            "n_layers": max(2, virtual + 1) if uneven else 2 * virtual,
+            "d_model": width,
+            "n_heads": n_heads,
+            "n_kv_heads": None if m.n_kv_heads is None else kv_heads,
+            "head_dim": HEAD_DIM,
+            "d_ff": 24 * layout.model,
+            "moe": _shrink_experts(m.moe, layout),
+        }
+    )
+
+
+def _shrink_experts(moe: MoEConfig, layout: LayoutConfig) -> MoEConfig:
+    if not moe.n_experts:
+        return moe
+    fewest = max(2 * moe.experts_per_token, layout.expert, 4)
+    n_experts = min(moe.n_experts, fewest + -fewest % layout.expert)
+    return moe.model_copy(update={"n_experts": n_experts, "group_tokens": 8})
