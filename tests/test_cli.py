@@ -137,7 +137,7 @@ def test_recipes_are_one_line_each_in_a_pipe() -> None:
     lines = qianyi("recipes").stdout.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["recipe", "quickstart", "gpt2-124m"]
     assert lines[2].split()[:3] == ["gpt2-124m", "124.4M", "8"] and "Radford" in lines[2]
-    assert len(lines) == 7 and not any("\x1b" in line for line in lines)
+    assert len(lines) == 8 and not any("\x1b" in line for line in lines)
 
 
 def test_version_and_help() -> None:
