@@ -26,7 +26,7 @@ quickstart: setup
 test: setup lint
 	$(BIN)/pytest -n 2
 
-# Every shipped recipe on a spread of layouts; takes about half an hour.
+# Certificates of every shipped recipe on a spread of layouts; long.
 verify: setup
 	$(BIN)/qianyi verify --all
 
