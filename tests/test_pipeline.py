@@ -134,7 +134,7 @@ def test_checkpoint_moves_between_pipelines(tmp_path: Path) -> None:
             checkpoints = Checkpoints(tmp_path / str(n), config.checkpoint)
             checkpoints.save(state, 1, record)
             checkpoints.close()
-            blocks = reorder_layers(state.params["blocks"], layer_places(config), range(5))
+            blocks = reorder_layers(jax.device_get(state.params["blocks"]), layer_places(config), range(5))
             natural.append(jax.device_get(blocks))
     for other in natural[1:]:
         jax.tree.map(np.testing.assert_array_equal, other, natural[0])

@@ -151,11 +151,14 @@ def _reorder(state: TrainState, abstract: TrainState, saved: list[int], wanted: 
     if saved == wanted:
         return state
 
-    def move(path: Any, leaf: jax.Array) -> jax.Array:
-        return reorder_layers(leaf, saved, wanted) if _is_stacked(path) else leaf
+    def move(path: Any, leaf: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:
+        if not _is_stacked(path):
+            return leaf
+        spec: Any = target.sharding.spec  # pyright: ignore[reportOptionalMemberAccess]
+        within = P(None, *spec[1:])  # layers move between stages: for a moment, each has all of its part
+        return jax.reshard(reorder_layers(jax.reshard(leaf, within), saved, wanted, within), spec)
 
-    shardings = jax.tree.map(lambda a: a.sharding, abstract)
-    return jax.jit(lambda s: jax.tree_util.tree_map_with_path(move, s), out_shardings=shardings, donate_argnums=0)(state)
+    return jax.jit(lambda s: jax.tree_util.tree_map_with_path(move, s, abstract))(state)
 
 
 def _is_stacked(path: Any) -> bool:

@@ -64,13 +64,14 @@ def stored_params(config: Config) -> Tree:
     return {**declared, "blocks": param.map_params(lambda p: replace(p, shape=(n, *p.shape[1:])), declared["blocks"])}
 
 
-def reorder_layers(stacked: Tree | Array, saved: Sequence[int], wanted: Sequence[int]) -> Any:
-    """Stacked layers from the places of one layout to those of another; empty places are zero."""
+def reorder_layers(stacked: Tree | Array, saved: Sequence[int], wanted: Sequence[int], spec: P | None = None) -> Any:
+    """Stacked layers from the places of one layout to those of another; empty places are zero. `spec` is how arrays on a mesh lie."""
     rows = jnp.asarray([saved.index(layer) if layer != EMPTY else 0 for layer in wanted])
     live = jnp.asarray([layer != EMPTY for layer in wanted])
 
     def move(a: Array) -> Array:
-        return jnp.where(live.reshape(-1, *[1] * (a.ndim - 1)), a[rows], 0)
+        moved = a[rows] if spec is None else a.at[rows].get(out_sharding=spec)
+        return jnp.where(live.reshape(-1, *[1] * (a.ndim - 1)), moved, 0)
 
     return stacked if list(saved) == list(wanted) else jax.tree.map(move, stacked)
 
