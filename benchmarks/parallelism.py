@@ -32,7 +32,7 @@ from jax.sharding import Mesh, NamedSharding
 from qianyi.config.check import check
 from qianyi.config.counts import parameter_count
 from qianyi.config.schema import Config, LayoutConfig, ModelConfig, MoEConfig, ScheduleConfig, TrainConfig
-from qianyi.parallel.mesh import describe, make_mesh
+from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import batch_spec
 from qianyi.train.state import init_state
 from qianyi.train.step import make_train_step
@@ -128,7 +128,7 @@ def make_config(method: Method, options: argparse.Namespace) -> Config:
 
 
 def measure(method: Method, options: argparse.Namespace) -> Row:
-    row = Row(method.family, method.name, describe(method.layout), method.accumulation)
+    row = Row(method.family, method.name, method.layout.words, method.accumulation)
     try:
         config = make_config(method, options)
         check(config)

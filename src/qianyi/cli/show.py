@@ -26,11 +26,10 @@ def run(recipe: str, overrides: list[str], layout: str | None) -> None:
 
 def _show_layout(config: Config) -> None:
     """What lies on a device and what it sends, as comments above the recipe."""
-    from qianyi.parallel.mesh import describe  # noqa: PLC0415 - JAX takes a second, which `show` alone does not need
-    from qianyi.train.footprint import held, sends  # noqa: PLC0415
+    from qianyi.train.footprint import held, sends  # noqa: PLC0415 - JAX takes a second, which `show` alone does not need
 
     on_device = held(config)
-    print(f"# layout: {describe(config.layout)}, ZeRO {config.layout.zero}")
+    print(f"# layout: {config.layout.words}, ZeRO {config.layout.zero}")
     print("# a device holds, without activations:")
     for name, size in asdict(on_device).items():
         print(f"#   {name.replace('_', ' '):50} {gibibytes(size):>12}")

@@ -15,7 +15,6 @@ from qianyi.data.stage import write_json
 from qianyi.evaluate.perplexity import evaluate
 from qianyi.monitor.environment import record_start
 from qianyi.monitor.sinks import FanOut, JsonLines, Sink, TensorBoard, Terminal
-from qianyi.parallel.mesh import describe
 from qianyi.train.checkpoint import Checkpoints
 from qianyi.train.hardware import peak_flops
 from qianyi.train.loop import Hooks, train_loop
@@ -100,7 +99,7 @@ def _say_start(session: Session, step: int) -> None:
     config = session.config
     print(
         f"{parameter_count(config.model):,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind} "
-        f"({describe(config.layout)}), {jax.process_count()} process(es)"
+        f"({config.layout.words}), {jax.process_count()} process(es)"
     )
     if peak_flops(config.run.peak_flops) is None:
         print("MFU: not shown, the peak of this device is not known; set run.peak_flops to see it")

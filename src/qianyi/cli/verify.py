@@ -1,6 +1,5 @@
 """`qianyi verify`: a certificate that a layout computes what one device computes."""
 
-import json
 import sys
 from importlib import resources
 from pathlib import Path
@@ -12,8 +11,8 @@ from qianyi.cli.layout import layout_overrides
 from qianyi.config import recipes
 from qianyi.config.load import load
 from qianyi.config.schema import AXES, LayoutConfig, RunConfig
+from qianyi.data.stage import write_json, write_text
 from qianyi.errors import QianyiError
-from qianyi.parallel.mesh import describe
 from qianyi.parallel.runtime import initialize
 from qianyi.verify.certificate import Certificate, certify
 
@@ -21,8 +20,8 @@ MAX_DEVICES = 8
 DENSE_SPREAD = (
     "data=8,zero=1",
     "data=4,model=2,zero=2",
-    "replica=2,data=2,model=2",
-    "stage=2,data=2,model=2",
+    "replica=2,data=2,model=2,gather=layer",
+    "stage=2,data=2,model=2,gather=layer",
     "stage=4,chunks=2,data=2,zero=1",
     "context=4,data=2",
     "stage=2,context=2,model=2",
@@ -40,7 +39,7 @@ def run(recipe: str, overrides: list[str], layout: str | None, directory: Path) 
     target = config.layout if layout else small_layout(config.layout)
     _start_devices(target.n_devices)
     certificate = certify(config, target, say=lambda what: print(f"  {what} ...", file=sys.stderr, flush=True))
-    write(certificate, f"{recipe} on {describe(target)}", directory)
+    write(certificate, f"{recipe} on {target.words}", directory)
     _print(certificate)
     print(f"{directory / 'certificate.json'}, {directory / 'certificate.html'}")
     if not certificate.passed:
@@ -56,7 +55,7 @@ def run_all(directory: Path) -> None:
         for layout in spread:
             config = load(recipe, layout_overrides(layout)).config
             certificate = certify(config, config.layout)
-            write(certificate, f"{recipe} on {describe(config.layout)}", directory / recipe / layout.replace(",", "_"))
+            write(certificate, f"{recipe} on {config.layout.words}", directory / recipe / layout.replace(",", "_"))
             print(f"{recipe:14} {layout:34} {_sentence(certificate)}", flush=True)
             failed += [] if certificate.passed else [f"{recipe} {layout}"]
     if failed:
@@ -68,7 +67,7 @@ def small_layout(layout: LayoutConfig) -> LayoutConfig:
     sizes: dict[str, int] = dict.fromkeys(AXES, 1)
     left = MAX_DEVICES
     for axis in ("stage", "model", "context", "expert", "data", "replica"):
-        if getattr(layout, axis) > 1 and left > 1:
+        if layout.sizes[axis] > 1 and left > 1:
             sizes[axis] = 2
             left //= 2
     return layout.model_copy(update=sizes)
@@ -82,10 +81,8 @@ def write(certificate: Certificate, title: str, directory: Path) -> None:
     page = environment.from_string(template).render(
         title=title, sentence=_sentence(certificate), certificate=found, recipe=yaml.safe_dump(found["recipe"], sort_keys=False)
     )
-    for name, text in (("certificate.json", json.dumps(found, indent=1) + "\n"), ("certificate.html", page)):
-        partial = directory / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.rename(directory / name)
+    write_json(directory / "certificate.json", found)
+    write_text(directory / "certificate.html", page)
 
 
 def _start_devices(n: int) -> None:

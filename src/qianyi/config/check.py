@@ -220,15 +220,15 @@ def _other_layout(layout: LayoutConfig, found: int) -> str:
     """The nearest layout for so many devices: `data` changes, and others where they must."""
     left, values = found, dict[str, int]()
     for axis in ("model", "expert", "context", "stage", "replica"):
-        values[axis] = math.gcd(getattr(layout, axis), left)
+        values[axis] = math.gcd(layout.sizes[axis], left)
         left //= values[axis]
     values["data"] = left
-    changed = [f"layout.{axis}={values[axis]}" for axis in AXES if values[axis] != getattr(layout, axis)]
+    changed = [f"layout.{axis}={values[axis]}" for axis, size in layout.sizes.items() if values[axis] != size]
     return f"set {' '.join(changed)} to use {'it' if found == 1 else f'all {found}'}"
 
 
 def _product(layout: LayoutConfig, axes: Sequence[str]) -> str:
-    return " x ".join(f"layout.{axis} {getattr(layout, axis)}" for axis in axes if getattr(layout, axis) > 1) or "one device"
+    return " x ".join(f"layout.{axis} {layout.sizes[axis]}" for axis in axes if layout.sizes[axis] > 1) or "one device"
 
 
 def _divisors(size: int, near: int) -> str:

@@ -185,13 +185,23 @@ class LayoutConfig(Part):
     pipeline gather."""
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Devices along each of AXES."""
+        return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
+    def words(self) -> str:
+        """The axes in use: `stage 2 x data 4`."""
+        return " x ".join(f"{axis} {size}" for axis, size in self.sizes.items() if size > 1) or "one device"
+
+    @property
     def n_devices(self) -> int:
-        return math.prod(getattr(self, axis) for axis in AXES)
+        return math.prod(self.sizes.values())
 
     @property
     def batch_shards(self) -> int:
         """Parts into which the global batch is split."""
-        return math.prod(getattr(self, axis) for axis in BATCH_AXES)
+        return math.prod(self.sizes[axis] for axis in BATCH_AXES)
 
     @property
     def ring(self) -> bool:

@@ -80,10 +80,15 @@ def read_manifest(out: Path) -> Json:
 
 
 def write_json(path: Path, value: Json) -> None:
+    """As `write_text`."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def write_text(path: Path, text: str) -> None:
     """Write and force to disk under another name, then move into place."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)

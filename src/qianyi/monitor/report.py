@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from qianyi import __version__
 from qianyi.config.counts import parameter_count
-from qianyi.config.schema import AXES, Config
+from qianyi.config.schema import Config
 from qianyi.errors import ResourceError
 from qianyi.monitor.charts import MAX_POINTS, Chart, Points, Series, chart, smooth
 from qianyi.monitor.record import Columns, Run, read_run
@@ -142,7 +142,7 @@ def _setup(config: Config) -> dict[str, str]:
         f"vocabulary {m.vocab_size:,}, {m.dtype}",
         "Batch": f"{t.batch_size:,} sequences of {t.seq_len:,} tokens: {t.batch_size * t.seq_len:,} tokens per step"
         + (f", in {t.accumulation} microbatches" if t.accumulation > 1 else ""),
-        "Layout": f"{' × '.join(f'{axis} {n}' for axis in AXES if (n := getattr(layout, axis)) > 1) or 'one device'}, ZeRO {layout.zero}",
+        "Layout": f"{layout.words.replace(' x ', ' × ')}, ZeRO {layout.zero}",
         "Optimizer": f"AdamW, learning rate {config.optimizer.learning_rate:g}, {config.schedule.kind} with "
         f"{config.schedule.warmup_steps:,} steps of warm-up",
     }

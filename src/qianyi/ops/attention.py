@@ -5,7 +5,7 @@ Dims: B batch, T query position, S key position, H query heads, G key/value head
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,16 +49,30 @@ def causal_attention(q: Array, k: Array, v: Array, documents: Array | None = Non
     Args:
         documents: int32 [B, T]; where given, a query sees only keys of the same number.
     """
-    return join_heads(_attend(*split_heads(q, k, v, documents)), q.shape)
+    return join_heads(_attend(split_heads(q, k, v, documents)), q.shape)
 
 
-def split_heads(q: Array, k: Array, v: Array, documents: Array | None) -> tuple[Array, Array, Array, Array | None]:
-    """One entry per row and key/value head, N = B * G: q [N, R, T, K] (scaled), k and v [N, T, K], documents [N, T]."""
+class Heads(NamedTuple):
+    """What attends to what, an entry per row and key/value head: N = B * G."""
+
+    q: Array
+    """[N, R, T, K], scaled."""
+    k: Array
+    """[N, S, K]."""
+    v: Array
+    q_documents: Array | None
+    """int32 [N, T]; where given, a query sees only keys of the same number."""
+    k_documents: Array | None
+
+
+def split_heads(q: Array, k: Array, v: Array, documents: Array | None) -> Heads:
+    """From [B, T, heads, K]."""
     B, T, H, K = q.shape
     G = k.shape[2]
     q = (q * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B * G, H // G, T, K)
     k, v = (a.transpose(0, 2, 1, 3).reshape(B * G, -1, K) for a in (k, v))
-    return q, k, v, None if documents is None else jnp.repeat(documents, G, axis=0)
+    documents = None if documents is None else jnp.repeat(documents, G, axis=0)
+    return Heads(q, k, v, documents, documents)
 
 
 def join_heads(out: Array, shape: tuple[int, ...]) -> Array:
@@ -68,25 +82,28 @@ def join_heads(out: Array, shape: tuple[int, ...]) -> Array:
 
 
 @jax.custom_vjp
-def _attend(q: Array, k: Array, v: Array, documents: Array | None) -> Array:
-    return _attend_forward(q, k, v, documents)[0]
+def _attend(heads: Heads) -> Array:
+    return _attend_forward(heads)[0]
 
 
-def _attend_forward(q: Array, k: Array, v: Array, documents: Array | None) -> tuple[Array, tuple[Array | None, ...]]:
+def _attend_forward(heads: Heads) -> tuple[Array, tuple[Heads, Array, Array]]:
     # What the backward pass needs beside its inputs; a rematerialization policy that keeps `attn_out` keeps both.
-    out, log_sum = attend_forward(q, k, v, documents, documents, causal=True)
-    out, log_sum = checkpoint_name(out.astype(v.dtype), "attn_out"), checkpoint_name(log_sum, "attn_out")
-    return out, (q, k, v, documents, out, log_sum)
+    out, log_sum = attend_forward(heads, causal=True)
+    out, log_sum = checkpoint_name(out.astype(heads.v.dtype), "attn_out"), checkpoint_name(log_sum, "attn_out")
+    return out, (heads, out, log_sum)
 
 
-def _attend_backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...]:
-    q, k, v, documents, out, log_sum = saved
-    inner = row_inner(d_out, out)
-    d_q, d_k, d_v = attend_backward(q, k, v, documents, documents, log_sum, inner, d_out, causal=True)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+def _attend_backward(saved: tuple[Heads, Array, Array], d_out: Array) -> tuple[Heads]:
+    heads, out, log_sum = saved
+    return (gradient_of(heads, *attend_backward(heads, log_sum, row_inner(d_out, out), d_out, causal=True)),)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def gradient_of(heads: Heads, d_q: Array, d_k: Array, d_v: Array) -> Any:
+    """Gradients in the types of what they belong to; documents have none."""
+    return Heads(d_q.astype(heads.q.dtype), d_k.astype(heads.k.dtype), d_v.astype(heads.v.dtype), None, None)
 
 
 def row_inner(d_out: Array, out: Array) -> Array:
@@ -94,79 +111,55 @@ def row_inner(d_out: Array, out: Array) -> Array:
     return (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
 
 
-def attend_forward(
-    q: Array, k: Array, v: Array, q_documents: Array | None, k_documents: Array | None, *, causal: bool
-) -> tuple[Array, Array]:
-    """Attention of queries [N, R, T, K] to keys [N, S, K]: all of them, or causal with S = T.
+def attend_forward(heads: Heads, *, causal: bool) -> tuple[Array, Array]:
+    """Attention to all keys, or causal with S = T.
 
     Returns:
         float32 outputs [N, R, T, K] and the logarithms of the softmax's normalizers [N, R, T, 1], with which outputs over other
         keys can be merged.
     """
-    return _per_head(partial(_head_forward, causal=causal), q, k, v, q_documents, k_documents)
+    return _per_head(partial(_head_forward, causal=causal), heads)
 
 
-def attend_backward(
-    q: Array,
-    k: Array,
-    v: Array,
-    q_documents: Array | None,
-    k_documents: Array | None,
-    log_sum: Array,
-    inner: Array,
-    d_out: Array,
-    *,
-    causal: bool,
-) -> tuple[Array, Array, Array]:
+def attend_backward(heads: Heads, log_sum: Array, inner: Array, d_out: Array, *, causal: bool) -> tuple[Array, Array, Array]:
     """float32 gradients of q, k and v, from the normalizers over all keys (these and others)."""
-    return _per_head(partial(_head_backward, causal=causal), q, k, v, q_documents, k_documents, log_sum, inner, d_out)
+    return _per_head(partial(_head_backward, causal=causal), heads, log_sum, inner, d_out)
 
 
-def _per_head(f: Callable[..., Any], *heads: Array | None) -> Any:
+def _per_head(f: Callable[..., Any], *of_heads: Any) -> Any:
     """Apply `f`, which treats one key/value head, to all of them: at once where there are thousands of units to fill, but on a
     CPU a few at a time, so that their scores stay in cache."""
 
-    def few_at_a_time(*heads: Array | None) -> Any:
-        return lax.map(lambda head: f(*head), heads, batch_size=CPU_HEADS)
+    def few_at_a_time(*of_heads: Any) -> Any:
+        return lax.map(lambda head: f(*head), of_heads, batch_size=CPU_HEADS)
 
-    return lax.platform_dependent(*heads, cpu=few_at_a_time, default=jax.vmap(f))
+    return lax.platform_dependent(*of_heads, cpu=few_at_a_time, default=jax.vmap(f))
 
 
-def _head_forward(
-    q: Array, k: Array, v: Array, q_documents: Array | None, k_documents: Array | None, causal: bool
-) -> tuple[Array, Array]:
-    """q [R, T, K], k and v [S, K] -> output [R, T, K] and the logarithm of the softmax's normalizer [R, T, 1]."""
+def _head_forward(head: Heads, causal: bool) -> tuple[Array, Array]:
+    """Of one head (no N): output [R, T, K] and the logarithm of the softmax's normalizer [R, T, 1]."""
     outs: list[Array] = []
     log_sums: list[Array] = []
-    for start, stop in _blocks(q.shape[1]):
-        seen = stop if causal else k.shape[0]
-        scores = _scores(q, k, q_documents, k_documents, start, stop, seen, causal)
+    for start, stop in _blocks(head.q.shape[1]):
+        seen = stop if causal else head.k.shape[0]
+        scores = _scores(head, start, stop, seen, causal)
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
-        out = jnp.einsum("rts,sk->rtk", weights.astype(v.dtype), v[:seen], preferred_element_type=jnp.float32)
+        out = jnp.einsum("rts,sk->rtk", weights.astype(head.v.dtype), head.v[:seen], preferred_element_type=jnp.float32)
         outs.append(out / total)
         log_sums.append(top + jnp.log(total))
     return jnp.concatenate(outs, axis=1), jnp.concatenate(log_sums, axis=1)
 
 
-def _head_backward(
-    q: Array,
-    k: Array,
-    v: Array,
-    q_documents: Array | None,
-    k_documents: Array | None,
-    log_sum: Array,
-    inner: Array,
-    d_out: Array,
-    causal: bool,
-) -> tuple[Array, Array, Array]:
+def _head_backward(head: Heads, log_sum: Array, inner: Array, d_out: Array, causal: bool) -> tuple[Array, Array, Array]:
     """float32 gradients of q, k and v."""
+    q, k, v, _, _ = head
     d_qs: list[Array] = []
     d_k, d_v = jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
     for start, stop in _blocks(q.shape[1]):
         rows, seen = slice(start, stop), stop if causal else k.shape[0]
-        weights = jnp.exp(_scores(q, k, q_documents, k_documents, start, stop, seen, causal) - log_sum[:, rows])
+        weights = jnp.exp(_scores(head, start, stop, seen, causal) - log_sum[:, rows])
         d_weights = jnp.einsum("rtk,sk->rts", d_out[:, rows], v[:seen], preferred_element_type=jnp.float32)
         d_scores = (weights * (d_weights - inner[:, rows])).astype(k.dtype)
         d_qs.append(jnp.einsum("rts,sk->rtk", d_scores, k[:seen], preferred_element_type=jnp.float32))
@@ -181,12 +174,10 @@ def _blocks(length: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + QUERY_BLOCK, length)
 
 
-def _scores(
-    q: Array, k: Array, q_documents: Array | None, k_documents: Array | None, start: int, stop: int, seen: int, causal: bool
-) -> Array:
+def _scores(head: Heads, start: int, stop: int, seen: int, causal: bool) -> Array:
     """float32 [R, stop - start, seen]: scores of a block of queries; keys that a query may not see are masked."""
-    scores = jnp.einsum("rtk,sk->rts", q[:, start:stop], k[:seen], preferred_element_type=jnp.float32)
+    scores = jnp.einsum("rtk,sk->rts", head.q[:, start:stop], head.k[:seen], preferred_element_type=jnp.float32)
     visible: Array | bool = jnp.arange(start, stop)[:, None] >= jnp.arange(seen)[None, :] if causal else True
-    if q_documents is not None and k_documents is not None:
-        visible &= q_documents[start:stop, None] == k_documents[None, :seen]
+    if head.q_documents is not None and head.k_documents is not None:
+        visible &= head.q_documents[start:stop, None] == head.k_documents[None, :seen]
     return scores if visible is True else jnp.where(visible, scores, jnp.finfo(jnp.float32).min)

@@ -23,7 +23,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from qianyi.ops.attention import attend_backward, attend_forward, causal_attention, join_heads, row_inner, split_heads
+from qianyi.ops.attention import (
+    Heads,
+    attend_backward,
+    attend_forward,
+    causal_attention,
+    gradient_of,
+    join_heads,
+    row_inner,
+    split_heads,
+)
 from qianyi.parallel.collectives import index_on, send
 
 Held = tuple[Array, Array, Array | None]
@@ -46,37 +55,36 @@ def context_attention(q: Array, k: Array, v: Array, documents: Array | None, rin
     """Causal attention over the whole sequence; q [B, T, H, K], k and v [B, T, G, K], documents int32 [B, T] or None."""
     if lax.axis_size(AXIS) == 1:
         return causal_attention(q, k, v, documents)
-    return join_heads(_attend(ring, *split_heads(q, k, v, documents)), q.shape)
+    return join_heads(_attend(ring, split_heads(q, k, v, documents)), q.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(ring: bool, q: Array, k: Array, v: Array, documents: Array | None) -> Array:
-    return _forward(ring, q, k, v, documents)[0]
+def _attend(ring: bool, heads: Heads) -> Array:
+    return _forward(ring, heads)[0]
 
 
-def _forward(ring: bool, q: Array, k: Array, v: Array, documents: Array | None) -> tuple[Array, tuple[Any, ...]]:
-    mine: Held = (k, v, documents)
+def _forward(ring: bool, heads: Heads) -> tuple[Array, tuple[Heads, Array, Array]]:
+    mine = _held(heads)
     fetch = _fetcher(mine, ring)
 
     def visit(carry: tuple[Held, Array, Array], step: Array) -> tuple[tuple[Held, Array, Array], None]:
         held, out, log_sum = carry
         held = fetch(held, step)
         earlier = index_on(AXIS) >= step
-        pairs = _visible_pairs(earlier, (q, documents), held)
-        outs, log_sums = attend_forward(*pairs, causal=False)
+        outs, log_sums = attend_forward(_visible_pairs(earlier, heads, held), causal=False)
         (high, other), (log_high, log_other) = jnp.split(outs, 2), jnp.split(log_sums, 2)
         out, log_sum = _merge(out, log_sum, _to_half(False, high), _to_half(False, log_high, NEVER))
         return (held, *_merge(out, log_sum, _to_half(earlier, other), _to_half(earlier, log_other, NEVER))), None
 
-    first = attend_forward(q, k, v, documents, documents, causal=True)
+    first = attend_forward(heads, causal=True)
     (_, out, log_sum), _ = lax.scan(visit, (mine, *first), jnp.arange(1, lax.axis_size(AXIS)))
-    out, log_sum = checkpoint_name(out.astype(v.dtype), "attn_out"), checkpoint_name(log_sum, "attn_out")
-    return out, (q, k, v, documents, out, log_sum)
+    out, log_sum = checkpoint_name(out.astype(heads.v.dtype), "attn_out"), checkpoint_name(log_sum, "attn_out")
+    return out, (heads, out, log_sum)
 
 
-def _backward(ring: bool, saved: tuple[Any, ...], d_out: Array) -> tuple[Array | None, ...]:
-    q, k, v, documents, out, log_sum = saved
-    mine: Held = (k, v, documents)
+def _backward(ring: bool, saved: tuple[Heads, Array, Array], d_out: Array) -> tuple[Heads]:
+    heads, out, log_sum = saved
+    mine = _held(heads)
     fetch, inner = _fetcher(mine, ring), row_inner(d_out, out)
     n = lax.axis_size(AXIS)
 
@@ -84,9 +92,8 @@ def _backward(ring: bool, saved: tuple[Any, ...], d_out: Array) -> tuple[Array |
         held, d_q, d_held = carry
         held = fetch(held, step)
         earlier = index_on(AXIS) >= step
-        pairs = _visible_pairs(earlier, (q, documents), held)
         log_sums, inners, d_outs = (_queries(earlier, a) for a in (log_sum, inner, d_out))
-        d_qs, *d_kvs = attend_backward(*pairs, log_sums, inners, d_outs, causal=False)
+        d_qs, *d_kvs = attend_backward(_visible_pairs(earlier, heads, held), log_sums, inners, d_outs, causal=False)
         high, other = jnp.split(d_qs, 2)
         d_q = d_q + _to_half(False, high) + _to_half(earlier, other)
         d_kv = [_to_half(True, low) + _to_half(earlier, half) for low, half in (jnp.split(d, 2) for d in d_kvs)]
@@ -96,15 +103,19 @@ def _backward(ring: bool, saved: tuple[Any, ...], d_out: Array) -> tuple[Array |
         owner = (index_on(AXIS) - step) % n
         return (held, d_q, [a.at[owner].add(b) for a, b in zip(d_held, d_kv, strict=True)]), None
 
-    d_q, *d_kv = attend_backward(q, k, v, documents, documents, log_sum, inner, d_out, causal=True)
+    d_q, *d_kv = attend_backward(heads, log_sum, inner, d_out, causal=True)
     if not ring:
         d_kv = [jnp.zeros((n, *d.shape), d.dtype).at[index_on(AXIS)].set(d) for d in d_kv]
     (_, d_q, d_kv), _ = lax.scan(visit, (mine, d_q, d_kv), jnp.arange(1, n))
     d_k, d_v = send(d_kv, AXIS, 1) if ring else [lax.psum_scatter(d, AXIS) for d in d_kv]
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+    return (gradient_of(heads, d_q, d_k, d_v),)
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _held(heads: Heads) -> Held:
+    return heads.k, heads.v, heads.k_documents
 
 
 def _fetcher(mine: Held, ring: bool) -> Callable[[Held, Array], Held]:
@@ -115,16 +126,13 @@ def _fetcher(mine: Held, ring: bool) -> Callable[[Held, Array], Held]:
     return lambda held, step: jax.tree.map(lambda a: a[(index_on(AXIS) - step) % lax.axis_size(AXIS)], everyone)
 
 
-def _visible_pairs(
-    earlier: Array, queries: tuple[Array, Array | None], held: Held
-) -> tuple[Array, Array, Array, Array | None, Array | None]:
-    """The two visible products, one after the other along N: (q, k, v, documents of q, documents of k)."""
-    q, q_documents = queries
+def _visible_pairs(earlier: Array, heads: Heads, held: Held) -> Heads:
+    """The two visible products, one after the other along N."""
     k, v, k_documents = held
-    if q_documents is None or k_documents is None:
-        return _queries(earlier, q), _keys(earlier, k), _keys(earlier, v), None, None
-    documents = _queries(earlier, q_documents, -1), _keys(earlier, k_documents, -1)
-    return _queries(earlier, q), _keys(earlier, k), _keys(earlier, v), *documents
+    pairs = Heads(_queries(earlier, heads.q), _keys(earlier, k), _keys(earlier, v), None, None)
+    if heads.q_documents is None or k_documents is None:
+        return pairs
+    return pairs._replace(q_documents=_queries(earlier, heads.q_documents, -1), k_documents=_keys(earlier, k_documents, -1))
 
 
 def _queries(earlier: Array, a: Array, axis: int = -2) -> Array:

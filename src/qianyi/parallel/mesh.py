@@ -17,16 +17,6 @@ LOSS_AXES = tuple(axis for axis in AXES if axis != "model")
 """Axes over which a device's share of the loss differs."""
 
 
-def mesh_shape(layout: LayoutConfig) -> tuple[int, ...]:
-    """Sizes of `AXES` under a layout."""
-    return tuple(getattr(layout, axis) for axis in AXES)
-
-
-def describe(layout: LayoutConfig) -> str:
-    """The axes in use: `stage 2 x data 4`."""
-    return " x ".join(f"{axis} {size}" for axis, size in zip(AXES, mesh_shape(layout), strict=True) if size > 1) or "one device"
-
-
 def make_mesh(layout: LayoutConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `devices` (all devices when None), ordered so that neighbours on `model` are close.
 
@@ -40,9 +30,9 @@ def make_mesh(layout: LayoutConfig, devices: Sequence[Any] | None = None) -> Mes
     if len(devices) != layout.n_devices:
         hint = "run.virtual_devices=N simulates N devices on a CPU" if devices[0].platform == "cpu" else "change layout.*"
         raise ResourceError(
-            f"layout needs {layout.n_devices} devices ({describe(layout)}), found {len(devices)} ({devices[0].device_kind}): {hint}"
+            f"layout needs {layout.n_devices} devices ({layout.words}), found {len(devices)} ({devices[0].device_kind}): {hint}"
         )
-    shape, explicit = mesh_shape(layout), (AxisType.Explicit,) * len(AXES)
+    shape, explicit = tuple(layout.sizes.values()), (AxisType.Explicit,) * len(AXES)
     n_slices = len({getattr(d, "slice_index", 0) for d in devices})
     if n_slices == 1:
         # Axes may share a physical axis of a TPU's torus: there are more of them than of those.
@@ -60,7 +50,7 @@ def slice_shape(layout: LayoutConfig, n_slices: int) -> tuple[int, ...]:
     """
     across, left = dict.fromkeys(AXES, 1), n_slices
     for axis in ("replica", "stage", "data"):
-        across[axis] = math.gcd(getattr(layout, axis), left)
+        across[axis] = math.gcd(layout.sizes[axis], left)
         left //= across[axis]
     if left > 1:
         raise ResourceError(

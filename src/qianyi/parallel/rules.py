@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import LayoutConfig
-from qianyi.parallel.mesh import AXES, BATCH_AXES, mesh_shape
+from qianyi.parallel.mesh import BATCH_AXES
 
 SHARDING_AXES = ("data", "context")
 """Axes over which ZeRO and FSDP shard."""
@@ -71,7 +71,7 @@ def make_rules(layout: LayoutConfig, *, gradients: bool = False) -> Rules:
             "residual": (),
             "router": (),
         },
-        axis_sizes=dict(zip(AXES, mesh_shape(layout), strict=True)),
+        axis_sizes=layout.sizes,
     )
 
 

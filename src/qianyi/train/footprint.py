@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from qianyi.config.schema import AXES, Config
+from qianyi.config.schema import Config
 from qianyi.config.stages import layers_of_virtual_stages
 from qianyi.model.param import Param, Tree, is_param, map_params
 from qianyi.parallel.collectives import axes_of
@@ -74,9 +74,9 @@ def _of_weights(config: Config) -> list[Sends]:
             gathered += uses * whole * _compute_bytes(p, config) * (n - 1) / n if layout.zero == 3 else 0
             refreshed += whole * FLOAT32_BYTES * (n - 1) / n if layout.zero < 3 else 0
             scattered += times * whole * FLOAT32_BYTES * (n - 1) / n
-        copies = math.prod(size for axis, size in _sizes(config).items() if axis not in axes_of(to))
+        copies = math.prod(size for axis, size in config.layout.sizes.items() if axis not in axes_of(to))
         reduced_bytes += times * 2 * shard * FLOAT32_BYTES * (copies - 1) / copies
-    over = " x ".join(axis for axis in SHARDING_AXES if _sizes(config)[axis] > 1)
+    over = " x ".join(axis for axis in SHARDING_AXES if config.layout.sizes[axis] > 1)
     return [
         Sends("weights gathered", over, round(gathered)),
         Sends("gradients reduced and scattered", over, round(scattered)),
@@ -125,17 +125,13 @@ def _leaves(config: Config, specs: Tree) -> list[tuple[Param, P, str]]:
     return found
 
 
-def _sizes(config: Config) -> dict[str, int]:
-    return {axis: getattr(config.layout, axis) for axis in AXES}
-
-
 def _shard_size(p: Param, spec: P, config: Config) -> int:
-    return p.size // math.prod(_sizes(config)[axis] for axis in axes_of(spec))
+    return p.size // math.prod(config.layout.sizes[axis] for axis in axes_of(spec))
 
 
 def _whole_size(p: Param, spec: P, config: Config) -> int:
     """Of the weight as a device uses it: shards over `data` and `context` put together."""
-    return p.size // math.prod(_sizes(config)[axis] for axis in axes_of(spec) if axis not in SHARDING_AXES)
+    return p.size // math.prod(config.layout.sizes[axis] for axis in axes_of(spec) if axis not in SHARDING_AXES)
 
 
 def _compute_bytes(p: Param, config: Config) -> int:

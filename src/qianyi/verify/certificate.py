@@ -13,7 +13,6 @@ import numpy as np
 
 from qianyi.config.check import check
 from qianyi.config.schema import Config, LayoutConfig
-from qianyi.parallel.mesh import describe
 from qianyi.verify.compare import STEPS, HostTree, Leaf, Outcome, Runner, compare_trees, norm
 from qianyi.verify.program import Collective
 from qianyi.verify.shrink import shrink
@@ -91,7 +90,7 @@ def certify(config: Config, layout: LayoutConfig, say: Callable[[str], None] = l
     alone = Runner(_variant(small, LayoutConfig(), "float32"))
     eps = _smooth_eps(small, alone.gradients())
     reference = alone.train(eps)
-    say(f"{describe(layout)}, float32")
+    say(f"{layout.words}, float32")
     sharded = Runner(_variant(small, layout, "float32"))
     ours = sharded.train(eps)
     leaves = compare_trees(ours.gradients, reference.gradients, FLOOR)
