@@ -72,8 +72,9 @@ def test_other_axes_stay_on_inside_a_stage(layout: LayoutConfig) -> None:
 
 def test_one_reduction_over_data_per_step() -> None:
     config = small(GPT, LayoutConfig(stage=2, data=2, zero=1), 4)
-    over_data = {c.kind: c.count for c in Runner(config).collectives() if c.axes == "data"}
-    n_matrices = len(jax.tree.leaves(Runner(config).gradients()))
+    ours = Runner(config)
+    over_data = {c.kind: c.count for c in ours.collectives() if c.axes == "data"}
+    n_matrices = len(jax.tree.leaves(ours.gradients()))
     assert over_data["reduce-scatter"] <= n_matrices
     assert over_data["reduce-scatter"] < 2 * config.train.accumulation * n_matrices / 4
 
