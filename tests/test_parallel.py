@@ -17,7 +17,7 @@ from qianyi.model.decoder import decoder_logits
 from qianyi.model.param import Tree
 from qianyi.parallel.mesh import make_mesh
 from qianyi.train.state import TrainState, init_state
-from qianyi.train.step import Batch, LossAndGradients, make_loss_and_gradients, make_train_step
+from qianyi.train.step import Batch, LossAndGradients, make_eval_step, make_loss_and_gradients, make_train_step
 
 LAYOUTS = {
     "one device": LayoutConfig(),
@@ -70,6 +70,35 @@ def test_layout_equals_one_device(model: ModelConfig, layout: LayoutConfig, accu
     np.testing.assert_allclose(ours.z_loss, reference.z_loss, rtol=RTOL)
     np.testing.assert_allclose(ours.grad_norm, reference.grad_norm, rtol=RTOL)
     assert_same_tree(ours.gradients, reference.gradients, scale=float(reference.grad_norm))
+
+
+@pytest.mark.parametrize(
+    ("layout", "accumulation"),
+    [
+        (LayoutConfig(data=8), 1),
+        (LayoutConfig(data=4, model=2), 2),
+        (LayoutConfig(data=2, zero=1), 2),
+        (LayoutConfig(data=2, zero=2, context=2), 1),
+        (LayoutConfig(stage=2, data=2, model=2), 2),
+        (LayoutConfig(stage=2, data=2, gather="layer"), 4),
+        (LayoutConfig(stage=2, chunks=2, context=2), 4),
+    ],
+    ids=str,
+)
+def test_validation_equals_one_device(layout: LayoutConfig, accumulation: int) -> None:
+    model = GPT.model_copy(update={"n_layers": 5})
+
+    def scored(layout: LayoutConfig) -> tuple[float, int]:
+        config = make_config(model, layout, accumulation=accumulation)
+        mesh = make_mesh(layout, jax.devices()[: layout.n_devices])
+        with jax.set_mesh(mesh):
+            total, tokens = make_eval_step(config)(init_state(config, mesh).params, place(host_batch(), config, mesh))
+        return float(total), int(tokens)
+
+    total, tokens = scored(layout)
+    expected, expected_tokens = scored(LayoutConfig())
+    assert tokens == expected_tokens
+    assert total == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("layout", [LAYOUTS["fsdp 8"], LAYOUTS["fsdp 2 x tensor 4"]], ids=["fsdp", "tensor"])

@@ -10,12 +10,11 @@ from jax import Array, lax
 
 from qianyi.config.schema import Config
 from qianyi.config.stages import EMPTY, layer_places
-from qianyi.model.decoder import Batch, decoder_embed, decoder_head, decoder_layers, own_tokens
+from qianyi.model.decoder import Batch, Gather, decoder_embed, decoder_head, decoder_layers, own_tokens
 from qianyi.model.param import Tree
 from qianyi.ops.loss import LossSums
 from qianyi.parallel.pipeline import Model, Parts
 from qianyi.parallel.schedule import Schedule, make_schedule
-from qianyi.train.weights import make_gather
 
 
 def schedule_of(config: Config, *, backward: bool = True) -> Schedule:
@@ -31,9 +30,10 @@ def in_chunks(weights: Tree, config: Config) -> Model:
     return Model({name: part for name, part in weights.items() if name != "blocks"}, blocks)
 
 
-def pipeline_parts(total: Callable[[LossSums], tuple[Array, Any]], config: Config) -> Parts:
-    """The decoder in parts; `total` turns the sums of the loss into what is differentiated and what is reported."""
-    gather, layout = make_gather(config), config.layout
+def pipeline_parts(total: Callable[[LossSums], tuple[Array, Any]], config: Config, gather: Gather) -> Parts:
+    """The decoder in parts; `total` turns the sums of the loss into what is differentiated and what is reported, `gather` makes the
+    weights of a layer whole."""
+    layout = config.layout
     places = np.asarray(layer_places(config)).reshape(layout.stage, layout.chunks, -1)
     even = bool((places != EMPTY).all())
 

@@ -117,7 +117,7 @@ def make_loss_and_gradients(config: Config) -> Callable[[Tree, Batch], LossAndGr
 
 def _accumulate(total: Total, weights: Tree, microbatches: Batch, config: Config) -> tuple[Losses, Tree]:
     """Losses and gradients, summed over microbatches, one after the other."""
-    gather = make_gather(config)
+    gather = make_gather(config, late_parts(config))
     zeros = _zero_gradients(weights, config)
 
     def objective(inputs: Tree, rows: Batch) -> tuple[Array, Losses]:
@@ -136,7 +136,7 @@ def _accumulate(total: Total, weights: Tree, microbatches: Batch, config: Config
 def _accumulate_in_pipeline(total: Total, weights: Tree, microbatches: Batch, config: Config) -> tuple[Losses, Tree]:
     """The same, microbatches following one another through the stages."""
     model, zeros = in_chunks(weights, config), in_chunks(_zero_gradients(weights, config), config)
-    parts = pipeline_parts(total, config)
+    parts = pipeline_parts(total, config, make_gather(config, late_parts(config)))
     losses, balance, g = pipeline_gradients(parts, model, microbatches, schedule_of(config), zeros, _zero_losses())
     blocks = jax.tree.map(lambda a, w: a.reshape(w.shape), g.blocks, weights["blocks"])
     return losses._replace(balance=balance), {**g.outer, "blocks": blocks}
@@ -151,11 +151,10 @@ def make_eval_step(config: Config) -> Callable[[Tree, Batch], tuple[Array, Array
         if config.layout.stage == 1:
             losses = total(decoder_loss(params, batch, config, make_gather(config)))[1]
         else:
-            weights = {name: part if name == "blocks" else take_whole(name, part, config) for name, part in params.items()}
-            model, schedule = in_chunks(weights, config), schedule_of(config, backward=False)
-            losses = pipeline_forward(
-                pipeline_parts(total, config), model, _microbatches(batch, config), schedule, _zero_losses()
-            )
+            outer = {name: take_whole(name, part, config) for name, part in params.items() if name != "blocks"}
+            model, schedule = in_chunks({**params, **outer}, config), schedule_of(config, backward=False)
+            parts = pipeline_parts(total, config, make_gather(config, outer))
+            losses = pipeline_forward(parts, model, _microbatches(batch, config), schedule, _zero_losses())
         return sum_over(losses.cross_entropy, LOSS_AXES), sum_over(jnp.sum(batch["targets"] >= 0), BATCH_AXES)
 
     return jax.jit(jax.shard_map(on_device, in_specs=(stored, batch_spec(config.layout)), out_specs=(P(), P())))

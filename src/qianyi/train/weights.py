@@ -1,6 +1,7 @@
 """Weights and their gradients inside the step: where they lie, when they are made whole, when gradients are reduced."""
 
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -51,16 +52,16 @@ def take_whole(name: str, part: Tree, config: Config) -> Tree:
     return jax.tree.map(whole, part, param_specs(config)[name], _dtypes(config)[name])
 
 
-def make_gather(config: Config) -> Gather:
-    """Makes a part of the model whole where it is used (of the blocks, one layer), if it is not yet."""
-    late, dtypes = late_parts(config), _dtypes(config)
+def make_gather(config: Config, already: Collection[str] = ()) -> Gather:
+    """Makes a part of the model whole where it is used (of the blocks, one layer), except those that are `already`."""
+    dtypes = _dtypes(config)
     stored, reduced = param_specs(config), gradient_specs(config)
 
     def use(w: Array | Sharded, dtype: Any, at: P, to: P) -> Array:
         return with_sharded_gradient(*w, to, dtype) if isinstance(w, Sharded) else unshard(w, at, dtype)
 
     def gather(name: str, part: Tree) -> Tree:
-        if name in late:
+        if name in already:
             return part
         at, to = (jax.tree.map(layer_spec, s[name]) if name == "blocks" else s[name] for s in (stored, reduced))
         return jax.tree.map(lambda dtype, at, to, w: use(w, dtype, at, to), dtypes[name], at, to, part)
