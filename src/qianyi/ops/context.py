@@ -24,10 +24,13 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from qianyi.ops.attention import (
+    NEVER,
+    Context,
     Heads,
+    Pattern,
     attend_backward,
     attend_forward,
-    causal_attention,
+    attention,
     gradient_of,
     join_heads,
     row_inner,
@@ -35,11 +38,9 @@ from qianyi.ops.attention import (
 )
 from qianyi.parallel.collectives import index_on, send
 
-Held = tuple[Array, Array, Array | None]
-"""Keys, values and documents of one device."""
+Held = tuple[Array, Array, Array | None, Array | None]
+"""Keys, values, documents and positions of one device."""
 AXIS = "context"
-NEVER = float(jnp.finfo(jnp.float32).min)
-"""Logarithm of the normalizer over no keys."""
 
 
 def sequence_positions(length: int) -> Array:
@@ -51,40 +52,41 @@ def sequence_positions(length: int) -> Array:
     return jnp.concatenate([i * c + jnp.arange(c), (2 * n - 1 - i) * c + jnp.arange(c)])
 
 
-def context_attention(q: Array, k: Array, v: Array, documents: Array | None, ring: bool) -> Array:
-    """Causal attention over the whole sequence; q [B, T, H, K], k and v [B, T, G, K], documents int32 [B, T] or None."""
+def context_attention(q: Array, k: Array, v: Array, pattern: Pattern, context: Context, ring: bool) -> Array:
+    """As `attention`, causal, where a device holds a part of the sequence; without a prefix or a bias by distance."""
     if lax.axis_size(AXIS) == 1:
-        return causal_attention(q, k, v, documents)
-    return join_heads(_attend(ring, split_heads(q, k, v, documents)), q.shape)
+        return attention(q, k, v, pattern, context)
+    assert pattern.causal and context.prefix is None and context.bias is None, "refused by config.check"
+    return join_heads(_attend(ring, pattern, split_heads(q, k, v, context)), q.shape[:3])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(ring: bool, heads: Heads) -> Array:
-    return _forward(ring, heads)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(ring: bool, pattern: Pattern, heads: Heads) -> Array:
+    return _forward(ring, pattern, heads)[0]
 
 
-def _forward(ring: bool, heads: Heads) -> tuple[Array, tuple[Heads, Array, Array]]:
-    mine = _held(heads)
+def _forward(ring: bool, pattern: Pattern, heads: Heads) -> tuple[Array, tuple[Heads, Array, Array]]:
+    mine, whole = _held(heads), pattern._replace(causal=False)
     fetch = _fetcher(mine, ring)
 
     def visit(carry: tuple[Held, Array, Array], step: Array) -> tuple[tuple[Held, Array, Array], None]:
         held, out, log_sum = carry
         held = fetch(held, step)
         earlier = index_on(AXIS) >= step
-        outs, log_sums = attend_forward(_visible_pairs(earlier, heads, held), causal=False)
+        outs, log_sums = attend_forward(whole, _visible_pairs(earlier, heads, held))
         (high, other), (log_high, log_other) = jnp.split(outs, 2), jnp.split(log_sums, 2)
         out, log_sum = _merge(out, log_sum, _to_half(False, high), _to_half(False, log_high, NEVER))
         return (held, *_merge(out, log_sum, _to_half(earlier, other), _to_half(earlier, log_other, NEVER))), None
 
-    first = attend_forward(heads, causal=True)
+    first = attend_forward(pattern, heads)
     (_, out, log_sum), _ = lax.scan(visit, (mine, *first), jnp.arange(1, lax.axis_size(AXIS)))
     out, log_sum = checkpoint_name(out.astype(heads.v.dtype), "attn_out"), checkpoint_name(log_sum, "attn_out")
     return out, (heads, out, log_sum)
 
 
-def _backward(ring: bool, saved: tuple[Heads, Array, Array], d_out: Array) -> tuple[Heads]:
+def _backward(ring: bool, pattern: Pattern, saved: tuple[Heads, Array, Array], d_out: Array) -> tuple[Heads]:
     heads, out, log_sum = saved
-    mine = _held(heads)
+    mine, whole = _held(heads), pattern._replace(causal=False)
     fetch, inner = _fetcher(mine, ring), row_inner(d_out, out)
     n = lax.axis_size(AXIS)
 
@@ -93,17 +95,18 @@ def _backward(ring: bool, saved: tuple[Heads, Array, Array], d_out: Array) -> tu
         held = fetch(held, step)
         earlier = index_on(AXIS) >= step
         log_sums, inners, d_outs = (_queries(earlier, a) for a in (log_sum, inner, d_out))
-        d_qs, *d_kvs = attend_backward(_visible_pairs(earlier, heads, held), log_sums, inners, d_outs, causal=False)
+        d_qs, d_ks, d_vs, _ = attend_backward(whole, _visible_pairs(earlier, heads, held), log_sums, inners, d_outs)
         high, other = jnp.split(d_qs, 2)
         d_q = d_q + _to_half(False, high) + _to_half(earlier, other)
-        d_kv = [_to_half(True, low) + _to_half(earlier, half) for low, half in (jnp.split(d, 2) for d in d_kvs)]
+        d_kv = [_to_half(True, low) + _to_half(earlier, half) for low, half in (jnp.split(d, 2) for d in (d_ks, d_vs))]
         # Gradients of keys and values travel with them around the ring, or wait in the place of their owner.
         if ring:
             return (held, d_q, [a + b for a, b in zip(send(d_held, AXIS, 1), d_kv, strict=True)]), None
         owner = (index_on(AXIS) - step) % n
         return (held, d_q, [a.at[owner].add(b) for a, b in zip(d_held, d_kv, strict=True)]), None
 
-    d_q, *d_kv = attend_backward(heads, log_sum, inner, d_out, causal=True)
+    d_q, d_k, d_v, _ = attend_backward(pattern, heads, log_sum, inner, d_out)
+    d_kv = [d_k, d_v]
     if not ring:
         d_kv = [jnp.zeros((n, *d.shape), d.dtype).at[index_on(AXIS)].set(d) for d in d_kv]
     (_, d_q, d_kv), _ = lax.scan(visit, (mine, d_q, d_kv), jnp.arange(1, n))
@@ -115,7 +118,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _held(heads: Heads) -> Held:
-    return heads.k, heads.v, heads.k_documents
+    return heads.k, heads.v, heads.k_documents, heads.k_positions
 
 
 def _fetcher(mine: Held, ring: bool) -> Callable[[Held, Array], Held]:
@@ -128,11 +131,22 @@ def _fetcher(mine: Held, ring: bool) -> Callable[[Held, Array], Held]:
 
 def _visible_pairs(earlier: Array, heads: Heads, held: Held) -> Heads:
     """The two visible products, one after the other along N."""
-    k, v, k_documents = held
-    pairs = Heads(_queries(earlier, heads.q), _keys(earlier, k), _keys(earlier, v), None, None)
-    if heads.q_documents is None or k_documents is None:
-        return pairs
-    return pairs._replace(q_documents=_queries(earlier, heads.q_documents, -1), k_documents=_keys(earlier, k_documents, -1))
+    k, v, k_documents, k_positions = held
+
+    def twice(a: Array | None) -> Array | None:
+        return None if a is None else jnp.concatenate([a, a])
+
+    def queries(a: Array | None) -> Array | None:
+        return None if a is None else _queries(earlier, a, -1)
+
+    def keys(a: Array | None) -> Array | None:
+        return None if a is None else _keys(earlier, a, -1)
+
+    return Heads(
+        *(_queries(earlier, heads.q), _keys(earlier, k), _keys(earlier, v)),
+        *(queries(heads.q_documents), keys(k_documents), queries(heads.q_positions), keys(k_positions)),
+        slopes=twice(heads.slopes),
+    )
 
 
 def _queries(earlier: Array, a: Array, axis: int = -2) -> Array:

@@ -8,7 +8,7 @@ Dims: N tokens, C chunk, D width, V vocabulary rows on this device.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,20 +25,42 @@ class LossSums(NamedTuple):
     """Sum of -log p(target), in nats."""
     z: Array
     """Sum of log(Z)^2, Z the softmax's normalizer."""
+    correct: Array
+    """Number of targets that have the highest logit; float32."""
     balance: Array
     """Balancing loss of experts, a mean over the microbatch: not to be divided by tokens."""
+    sentence: Array
+    """Sum of -log p(label) over rows with a sentence label; divide by their number in the whole batch."""
 
 
-def vocabulary_loss(x: Array, table: Array, targets: Array, z_weight: float, chunk_tokens: int) -> LossSums:
-    """Cross-entropy of `x @ table.T` against `targets`, and the z-loss (Chowdhery et al. 2022, section 5).
+class Output(NamedTuple):
+    """The output projection, this device's rows of it (shard i of axis `model` has rows i*V to (i+1)*V)."""
+
+    table: Array
+    """[V, D]."""
+    bias: Array | None = None
+    """[V]."""
+
+
+class Shape(NamedTuple):
+    """How the loss is made of logits."""
+
+    z_weight: float
+    """The weight with which `z` will be added to `cross_entropy`: the gradient is that of `cross_entropy + z_weight * z`."""
+    chunk_tokens: int
+    """Tokens per chunk."""
+    cap: float | None = None
+    """Logits are bent to cap * tanh(logit / cap)."""
+
+
+def vocabulary_loss(x: Array, output: Output, targets: Array, shape: Shape) -> LossSums:
+    """Cross-entropy of `x @ table.T + bias` against `targets`, and the z-loss (Chowdhery et al. 2022, section 5).
 
     Args:
         x: [B, T, D], the final hidden states.
-        table: [V, D], this device's rows of the output projection (shard i of axis `model` has rows i*V to (i+1)*V).
+        output: the projection.
         targets: int32 [B, T]; -1 is not scored.
-        z_weight: the weight with which `z` will be added to `cross_entropy`: the gradient is that of
-            `cross_entropy + z_weight * z`.
-        chunk_tokens: tokens per chunk.
+        shape: see `Shape`.
 
     Returns:
         Sums, the same on all devices of axis `model`. Only `cross_entropy` carries the gradient (of both).
@@ -46,63 +68,70 @@ def vocabulary_loss(x: Array, table: Array, targets: Array, z_weight: float, chu
     D = x.shape[-1]
     x, targets = x.reshape(-1, D), targets.reshape(-1)
     N = x.shape[0]
-    chunk = min(chunk_tokens, N)
+    chunk = min(shape.chunk_tokens, N)
     padding = -N % chunk
     x = jnp.pad(x, ((0, padding), (0, 0)))
     targets = jnp.pad(targets, (0, padding), constant_values=-1)
-    sums: tuple[Array, Array] = _loss(z_weight, chunk, x, table, targets)  # pyright: ignore[reportAssignmentType]
-    return LossSums(*sums, jnp.zeros(()))
+    sums: Sums = _loss(shape._replace(chunk_tokens=chunk), x, output, targets)  # pyright: ignore[reportAssignmentType]
+    return LossSums(*sums, balance=jnp.zeros(()), sentence=jnp.zeros(()))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _loss(z_weight: float, chunk: int, x: Array, table: Array, targets: Array) -> tuple[Array, Array]:
-    def body(sums: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        cross_entropy, z, _, _ = _chunk_terms(*part, table)
-        return (sums[0] + cross_entropy, sums[1] + z), None
+Sums = tuple[Array, Array, Array]
+"""Cross-entropy, z, number of right ones."""
 
-    sums, _ = lax.scan(body, _zero_sums(), _chunks(chunk, x, targets))
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(shape: Shape, x: Array, output: Output, targets: Array) -> Sums:
+    def body(sums: Sums, part: tuple[Array, Array]) -> tuple[Sums, None]:
+        return _add(sums, _chunk_terms(*part, output, shape.cap)[0]), None
+
+    sums, _ = lax.scan(body, _zero_sums(), _chunks(shape.chunk_tokens, x, targets))
     return sums
 
 
-def _loss_forward(
-    z_weight: float, chunk: int, x: Array, table: Array, targets: Array
-) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    def body(carry: tuple[Array, Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array, Array], Array]:
-        cross_entropy, z, d_table = carry
+def _loss_forward(shape: Shape, x: Array, output: Output, targets: Array) -> tuple[Sums, tuple[Array, Output]]:
+    table, bias = output
+
+    def body(carry: tuple[Sums, Array, Array | None], part: tuple[Array, Array]) -> tuple[Any, Array]:
+        sums, d_table, d_bias = carry
         xc, tc = part
-        ce_c, z_c, logits, log_z = _chunk_terms(xc, tc, table)
-        scored = (tc >= 0)[:, None]
+        more, logits, log_z = _chunk_terms(xc, tc, output, shape.cap)
         p = jnp.exp(logits - log_z[:, None])
-        d_logits = p * (1 + 2 * z_weight * log_z[:, None]) - _is_target(tc, table.shape[0])
-        d_logits = jnp.where(scored, d_logits, 0).astype(x.dtype)
+        d_logits = p * (1 + 2 * shape.z_weight * log_z[:, None]) - _is_target(tc, table.shape[0])
+        d_logits = jnp.where((tc >= 0)[:, None], d_logits, 0)
+        if shape.cap is not None:
+            d_logits *= 1 - (logits / shape.cap) ** 2
+        d_bias = None if d_bias is None else d_bias + d_logits.sum(axis=0)
+        d_logits = d_logits.astype(x.dtype)
         d_x = jnp.einsum("cv,vd->cd", d_logits, table)
         d_table = d_table + jnp.einsum("cd,cv->dv", xc, d_logits, preferred_element_type=jnp.float32)
-        return (cross_entropy + ce_c, z + z_c, d_table), d_x
+        return (_add(sums, more), d_table, d_bias), d_x
 
-    init = (*_zero_sums(), vary(jnp.zeros(table.shape[::-1], jnp.float32)))
-    (cross_entropy, z, d_table), d_x = lax.scan(body, init, _chunks(chunk, x, targets))
-    return (cross_entropy, z), (d_x.reshape(x.shape), d_table.T.astype(table.dtype))
+    d_bias = None if bias is None else vary(jnp.zeros(bias.shape, jnp.float32))
+    init = (_zero_sums(), vary(jnp.zeros(table.shape[::-1], jnp.float32)), d_bias)
+    (sums, d_table, d_bias), d_x = lax.scan(body, init, _chunks(shape.chunk_tokens, x, targets))
+    return sums, (d_x.reshape(x.shape), Output(d_table.T.astype(table.dtype), d_bias))
 
 
-def _loss_backward(
-    z_weight: float, chunk: int, saved: tuple[Array, Array], cotangents: tuple[Array, Array]
-) -> tuple[Array, Array, None]:
-    d_x, d_table = saved
-    scale = cotangents[0]
-    return (d_x * scale).astype(d_x.dtype), (d_table * scale).astype(d_table.dtype), None
+def _loss_backward(shape: Shape, saved: tuple[Array, Output], cotangents: Sums) -> tuple[Array, Output, None]:
+    d_x, d_output = jax.tree.map(lambda d: (d * cotangents[0]).astype(d.dtype), saved)
+    return d_x, d_output, None
 
 
 _loss.defvjp(_loss_forward, _loss_backward)
 
 
-def _chunk_terms(x: Array, targets: Array, table: Array) -> tuple[Array, Array, Array, Array]:
-    """Cross-entropy sum, z sum, logits [C, V] and log Z [C] of one chunk."""
-    logits = jnp.einsum("cd,vd->cv", x, table, preferred_element_type=jnp.float32)
+def _chunk_terms(x: Array, targets: Array, output: Output, cap: float | None) -> tuple[Sums, Array, Array]:
+    """Sums of one chunk, its logits [C, V] and log Z [C]."""
+    logits = jnp.einsum("cd,vd->cv", x, output.table, preferred_element_type=jnp.float32)
+    logits = logits if output.bias is None else logits + output.bias
+    logits = logits if cap is None else cap * jnp.tanh(logits / cap)
     top = max_over(lax.stop_gradient(logits).max(axis=-1), "model")
     log_z = top + jnp.log(sum_over(jnp.exp(logits - top[:, None]).sum(axis=-1), ("model",)))
-    at_target = sum_over(jnp.sum(jnp.where(_is_target(targets, table.shape[0]), logits, 0), axis=-1), ("model",))
+    at_target = sum_over(jnp.sum(jnp.where(_is_target(targets, output.table.shape[0]), logits, 0), axis=-1), ("model",))
     scored = targets >= 0
-    return jnp.sum(jnp.where(scored, log_z - at_target, 0)), jnp.sum(jnp.where(scored, log_z**2, 0)), logits, log_z
+    terms = (log_z - at_target, log_z**2, (at_target >= top).astype(jnp.float32))
+    return tuple(jnp.sum(jnp.where(scored, term, 0)) for term in terms), logits, log_z  # pyright: ignore[reportReturnType]
 
 
 def _is_target(targets: Array, rows: int) -> Array:
@@ -114,7 +143,11 @@ def _chunks(chunk: int, x: Array, targets: Array) -> tuple[Array, Array]:
     return x.reshape(-1, chunk, x.shape[-1]), targets.reshape(-1, chunk)
 
 
-def _zero_sums() -> tuple[Array, Array]:
+def _zero_sums() -> Sums:
     """Zeros that vary over the axes over which the sums will vary."""
     zero = vary(jnp.zeros(()), LOSS_AXES)
-    return zero, zero
+    return zero, zero, zero
+
+
+def _add(sums: Sums, more: Sums) -> Sums:
+    return sums[0] + more[0], sums[1] + more[1], sums[2] + more[2]

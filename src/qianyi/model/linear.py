@@ -1,0 +1,46 @@
+"""Linear layers of a block, and how their weights begin."""
+
+import math
+
+from jax import Array
+
+from qianyi.config.schema import ModelConfig
+from qianyi.model.param import Tree
+from qianyi.parallel.collectives import scatter_sequence
+
+
+def matmul(x: Array, w: Array) -> Array:
+    """[B, T, *in] times [*in, *out] -> [B, T, *out], as one product of two matrices: what CPU libraries are fastest at, and what other
+    compilers make of it anyway."""
+    B, T, *inner = x.shape
+    rows = x.reshape(B * T, math.prod(inner)) @ w.reshape(math.prod(inner), -1)
+    return rows.reshape(B, T, *w.shape[len(inner) :])
+
+
+def add_bias(x: Array, w: Tree, name: str) -> Array:
+    return x + w[name].astype(x.dtype) if name in w else x
+
+
+def to_residual(partial_sums: Array, w: Tree, bias: str) -> Array:
+    """[B, T, D] partial sums -> [B, t, D]; the bias is added once, after the sum."""
+    return add_bias(scatter_sequence(partial_sums), w, bias)
+
+
+def init_std(m: ModelConfig, fan_in: int) -> float:
+    """Initial deviation of a matrix with so many inputs."""
+    return 1 / math.sqrt(fan_in) if m.init == "fan_in" else m.init_std
+
+
+def residual_std(m: ModelConfig, fan_in: int) -> float:
+    """Initial deviation of a projection into the residual stream (Radford et al. 2019, section 2.3)."""
+    return m.init_std / math.sqrt(2 * m.n_layers) if m.init == "scaled" else init_std(m, fan_in) * deepnorm_gain(m)
+
+
+def deepnorm_gain(m: ModelConfig) -> float:
+    """What DeepNorm multiplies initial values, the output and the feed-forward layer with (Zeng et al. 2022, GLM-130B, section 2.1)."""
+    return 1 / deepnorm_scale(m)
+
+
+def deepnorm_scale(m: ModelConfig) -> float:
+    """What DeepNorm multiplies the residual stream with (likewise)."""
+    return math.sqrt(2 * m.n_layers) if m.norm_at == "deepnorm" else 1.0
