@@ -10,7 +10,7 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import LayoutConfig
-from qianyi.ops.attention import causal_attention, reference_attention
+from qianyi.ops.attention import Context, Pattern, attention, reference_attention
 from qianyi.ops.context import context_attention, sequence_positions
 from qianyi.parallel.collectives import vary
 from qianyi.parallel.mesh import make_mesh
@@ -53,7 +53,9 @@ def test_split_equals_whole(ring: bool, masked: bool) -> None:
         return reference_attention(q, k, v, mask)
 
     def part(q: Array, k: Array, v: Array, d_out: Array, documents: Array) -> tuple[Array, ...]:
-        out, pull = jax.vjp(lambda *qkv: context_attention(*qkv, documents if masked else None, ring), q, k, v)
+        out, pull = jax.vjp(
+            lambda *qkv: context_attention(*qkv, Pattern(), Context(documents if masked else None), ring), q, k, v
+        )
         return out, *pull(d_out)
 
     expected, pull = jax.vjp(reference, q, k, v)
@@ -70,7 +72,9 @@ def test_documents_on_one_device() -> None:
     q, k, v, _ = tensors(300)  # several query blocks
     documents = jnp.repeat(jnp.arange(6, dtype=jnp.int32), 50)[None].repeat(2, axis=0)
     mask = jnp.tril(jnp.ones((300, 300), bool)) & (documents[:, :, None] == documents[:, None, :])
-    np.testing.assert_allclose(causal_attention(q, k, v, documents), reference_attention(q, k, v, mask), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        attention(q, k, v, Pattern(), Context(documents)), reference_attention(q, k, v, mask), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_long_sequence_needs_an_eighth_of_the_scores() -> None:
@@ -82,7 +86,9 @@ def test_long_sequence_needs_an_eighth_of_the_scores() -> None:
         sharding = jax.NamedSharding(mesh, P(None, "context" if n > 1 else None))
         whole = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32, sharding=sharding)
         local = jax.shard_map(
-            lambda q, k, v: context_attention(q, k, v, None, True), in_specs=sharding.spec, out_specs=sharding.spec
+            lambda q, k, v: context_attention(q, k, v, Pattern(), Context(), True),
+            in_specs=sharding.spec,
+            out_specs=sharding.spec,
         )
         with jax.set_mesh(mesh):
             text = jax.jit(local).lower(whole, whole, whole).as_text()

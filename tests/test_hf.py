@@ -9,8 +9,8 @@ from models import GPT, LLAMA, host_batch, make_config, place
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
 from qianyi.export.names import from_hf, to_hf
-from qianyi.model.decoder import decoder_logits
 from qianyi.model.param import Tree
+from qianyi.model.transformer import model_logits
 from qianyi.parallel.mesh import make_mesh
 from qianyi.train.state import init_state
 from qianyi.train.step import make_loss_and_gradients
@@ -52,7 +52,9 @@ def hf_state(model) -> dict[str, np.ndarray]:
 
 def our_logits(params: Tree, m: ModelConfig, tokens: np.ndarray) -> np.ndarray:
     with jax.set_mesh(make_mesh(make_config(m).layout, jax.devices()[:1])):
-        on_device = jax.shard_map(lambda p, t: decoder_logits(p, t, make_config(m), lambda _, w: w), in_specs=P(), out_specs=P())
+        on_device = jax.shard_map(
+            lambda p, t: model_logits(p, {"inputs": t}, make_config(m), lambda _, w: w), in_specs=P(), out_specs=P()
+        )
         return np.asarray(jax.jit(on_device)(params, tokens))
 
 

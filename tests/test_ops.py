@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from qianyi.config.schema import LayoutConfig, ScheduleConfig
+from qianyi.config.schema import LayoutConfig, RopeScalingConfig, ScheduleConfig
 from qianyi.data.tokenizer import train_tokenizer
 from qianyi.generate.sample import generate_tokens, make_extend, sample, stream_text
-from qianyi.model.decoder import decoder_logits
-from qianyi.ops.attention import causal_attention, reference_attention
+from qianyi.model.transformer import model_logits
+from qianyi.ops.attention import Context, Pattern, attention, reference_attention
 from qianyi.ops.norm import layer_norm, rms_norm
-from qianyi.ops.rope import rotate
+from qianyi.ops.rope import frequencies, rotate
 from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import make_rules
 from qianyi.train.schedule import make_schedule
@@ -33,7 +33,7 @@ def test_attention(T: int, H: int, G: int) -> None:
     scores[..., np.triu(np.ones((T, T), bool), 1)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = np.einsum("bhts,bshk->bthk", weights / weights.sum(-1, keepdims=True), vv)
-    ours = causal_attention(*(jnp.asarray(a, jnp.float32) for a in (q, k, v)))
+    ours = attention(*(jnp.asarray(a, jnp.float32) for a in (q / np.sqrt(K), k, v)), Pattern(), Context())
     np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
@@ -51,7 +51,7 @@ def test_rotation_is_by_the_position_difference() -> None:
     x, positions = RANDOM.standard_normal((1, 7, 2, 8)), np.arange(3, 10)
     pairs = x[..., :4] + 1j * x[..., 4:]
     turned = pairs * np.exp(1j * positions[:, None, None] * 100.0 ** (-np.arange(4) / 4))
-    ours = np.asarray(rotate(jnp.float32(x), jnp.asarray(positions), 100.0))
+    ours = np.asarray(rotate(jnp.float32(x), jnp.asarray(positions), jnp.asarray(frequencies(8, 100.0, RopeScalingConfig()))))
     np.testing.assert_allclose(ours, np.concatenate([turned.real, turned.imag], -1), atol=1e-5)
 
 
@@ -97,7 +97,9 @@ def test_cached_generation_equals_reading_everything_again(model) -> None:
         params = init_state(config, mesh).params
         options = {"max_tokens": 14, "temperature": 0.0, "top_p": 1.0, "seed": 0}
         generated = list(generate_tokens(make_extend(model), params, model, [5, 6, 7], **options))
-        read = jax.jit(jax.shard_map(lambda p, t: decoder_logits(p, t, config, lambda _, w: w), in_specs=P(), out_specs=P()))
+        read = jax.jit(
+            jax.shard_map(lambda p, t: model_logits(p, {"inputs": t}, config, lambda _, w: w), in_specs=P(), out_specs=P())
+        )
         tokens = [5, 6, 7]
         for token in generated:
             logits = np.asarray(read(params, np.array([tokens + [0] * (model.max_seq_len - len(tokens))], np.int32)))
@@ -131,7 +133,7 @@ def test_attention_gradient(B: int, T: int, H: int, G: int) -> None:
     """By hand over several blocks and groups of heads (the last one not full), against JAX's derivative of the textbook's formula."""
     q, k, v, weight = (jnp.asarray(RANDOM.standard_normal((B, T, n, 8)), jnp.float32) for n in (H, G, G, H))
     mask = jnp.tril(jnp.ones((T, T), bool))
-    ours = jax.jit(jax.grad(lambda *a: jnp.sum(weight * causal_attention(*a)), (0, 1, 2)))(q, k, v)
+    ours = jax.jit(jax.grad(lambda *a: jnp.sum(weight * attention(*a, Pattern(), Context())), (0, 1, 2)))(q, k, v)
     plain = jax.jit(jax.grad(lambda *a: jnp.sum(weight * reference_attention(*a, mask)), (0, 1, 2)))(q, k, v)
     for a, b in zip(ours, plain, strict=True):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)

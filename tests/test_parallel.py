@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from models import GPT, LLAMA, host_batch, make_config, place
 
 from qianyi.config.schema import Config, LayoutConfig, ModelConfig
-from qianyi.model.decoder import decoder_logits
 from qianyi.model.param import Tree
+from qianyi.model.transformer import model_logits
 from qianyi.parallel.mesh import make_mesh
 from qianyi.train.state import TrainState, init_state
 from qianyi.train.step import Batch, LossAndGradients, make_eval_step, make_loss_and_gradients, make_train_step
@@ -92,7 +92,7 @@ def test_validation_equals_one_device(layout: LayoutConfig, accumulation: int) -
         config = make_config(model, layout, accumulation=accumulation)
         mesh = make_mesh(layout, jax.devices()[: layout.n_devices])
         with jax.set_mesh(mesh):
-            total, tokens = make_eval_step(config)(init_state(config, mesh).params, place(host_batch(), config, mesh))
+            total, _, tokens = make_eval_step(config)(init_state(config, mesh).params, place(host_batch(), config, mesh))
         return float(total), int(tokens)
 
     total, tokens = scored(layout)
@@ -116,7 +116,7 @@ def test_gradient_is_that_of_the_plain_loss(model: ModelConfig) -> None:
     mesh = make_mesh(config.layout, jax.devices()[:1])
 
     def plain_loss(params: Tree, batch: Batch) -> jax.Array:
-        logits = decoder_logits(params, batch["inputs"], config, lambda _, part: part)
+        logits = model_logits(params, batch, config, lambda _, part: part)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         at_target = jnp.take_along_axis(logits, jnp.maximum(batch["targets"], 0)[..., None], axis=-1)[..., 0]
         terms = log_z - at_target + config.train.z_loss * log_z**2

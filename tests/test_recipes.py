@@ -78,10 +78,10 @@ def test_published_training(name: str, batch_tokens: float, total_tokens: float,
     ],
 )
 def test_counts_equal_the_declarations(model: ModelConfig) -> None:
-    from qianyi.model.decoder import decoder_params
     from qianyi.model.param import count
+    from qianyi.model.transformer import model_params
 
-    assert parameter_count(model) == count(decoder_params(model))
+    assert parameter_count(model) == count(model_params(model))
 
 
 def test_quickstart_fits_a_laptop() -> None:

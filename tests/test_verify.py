@@ -99,7 +99,7 @@ def test_wrong_causal_mask_across_context(monkeypatch: pytest.MonkeyPatch) -> No
         n = lax.axis_size("context")
         return jnp.arange(length // n) + (lax.axis_index("context") * (length // n) if n > 1 else 0)
 
-    monkeypatch.setattr("qianyi.model.decoder.sequence_positions", in_order)
+    monkeypatch.setattr("qianyi.model.transformer.sequence_positions", in_order)
     assert "losses and gradient norm" in caught(recipe(DENSE), LayoutConfig(context=2))
 
 

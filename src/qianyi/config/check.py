@@ -6,7 +6,7 @@ Each rule yields problems; all of them are reported together, with the numbers a
 import math
 from collections.abc import Iterator, Sequence
 
-from qianyi.config.schema import AXES, BATCH_AXES, Config, LayoutConfig
+from qianyi.config.schema import AXES, BATCH_AXES, Config, LayoutConfig, ModelConfig
 from qianyi.errors import ConfigError, ResourceError
 
 ACTIVATIONS = (
@@ -41,7 +41,7 @@ def check(config: Config, n_devices: int | None = None) -> None:
         ResourceError: there are fewer devices than the layout needs.
     """
     rules = (
-        *(_tensor_axis, _sharding, _stages, _context, _experts, _without_effect),
+        *(_parts, _pairs, _tensor_axis, _sharding, _stages, _context, _experts, _without_effect),
         *(_batch, _lengths, _schedule, _remat, _sources, _platform),
     )
     problems = [problem for rule in rules for problem in rule(config)]
@@ -53,7 +53,7 @@ def check(config: Config, n_devices: int | None = None) -> None:
 
 def _tensor_axis(config: Config) -> Iterator[str]:
     m, axis = config.model, config.layout.model
-    for name, size in (("n_heads", m.n_heads), ("n_kv_heads", m.kv_heads), ("d_ff", m.d_hidden)):
+    for name, size in (("n_heads", m.n_heads), ("n_kv_heads", m.kv_heads), ("d_ff", m.d_hidden), ("moe.d_ff", m.d_expert)):
         if size % axis:
             yield f"layout.model={axis} does not divide model.{name}={size}; {_divisors(size, axis)}"
     if m.vocab_size % axis:
@@ -88,11 +88,11 @@ def _stages(config: Config) -> Iterator[str]:
     virtual = layout.stage * layout.chunks
     if layout.stage == 1:
         return
-    if virtual > config.model.n_layers:
-        chunks = max(1, config.model.n_layers // layout.stage)
-        fits = f"layout.chunks={chunks}" if layout.stage <= config.model.n_layers else f"layout.stage={config.model.n_layers}"
+    if virtual > (n_layers := config.model.n_blocks):
+        chunks = max(1, n_layers // layout.stage)
+        fits = f"layout.chunks={chunks}" if layout.stage <= n_layers else f"layout.stage={n_layers}"
         yield (
-            f"layout.stage {layout.stage} x layout.chunks {layout.chunks} = {virtual} is more than model.n_layers={config.model.n_layers}: "
+            f"layout.stage {layout.stage} x layout.chunks {layout.chunks} = {virtual} is more than {_stack(config.model)}: "
             f"some would have no layer; {fits} would do"
         )
     if train.accumulation < layout.stage:
@@ -149,6 +149,62 @@ def _without_effect(config: Config) -> Iterator[str]:
         yield f"layout.{name}={getattr(layout, name)} changes nothing with layout.stage=1; leave it out or set layout.stage"
     if layout.context == 1 and layout.exchange != "auto":
         yield f"layout.exchange={layout.exchange} changes nothing with layout.context=1; leave it out or set layout.context"
+
+
+def _stack(m: ModelConfig) -> str:
+    return f"model.n_layers={m.n_layers}" + (
+        f" - model.moe.dense_layers={m.n_layers - m.n_blocks}" if m.n_blocks < m.n_layers else ""
+    )
+
+
+def _parts(config: Config) -> Iterator[str]:
+    """Parts of a model that do not go together, or would change nothing."""
+    m, a = config.model, config.model.attention
+    if m.kind != "encoder":
+        for name, off in (("mlm_head", True), ("sentence_head", False)):
+            if getattr(m, name) is not off:
+                yield f"model.{name} is for model.kind=encoder, not {m.kind}"
+    if m.kind != "encoder_decoder" and m.n_encoder_layers is not None:
+        yield f"model.n_encoder_layers={m.n_encoder_layers} is for model.kind=encoder_decoder, not {m.kind}"
+    if m.kind != "decoder" and a.window is not None:
+        yield f"model.attention.window={a.window} looks back; model.kind={m.kind} looks both ways"
+    if m.kind == "encoder_decoder" and (m.mixture or m.latent or m.parallel):
+        yield "model.kind=encoder_decoder goes with neither model.moe, model.attention.latent nor model.parallel"
+    if a.window is None and (a.global_every or a.local_rope_theta):
+        yield "model.attention.global_every and local_rope_theta change nothing without model.attention.window"
+    if a.local_rope_theta and m.position != "rope":
+        yield f"model.attention.local_rope_theta changes nothing with model.position={m.position}"
+    if m.latent and (m.position != "rope" or m.bias or a.qk_norm or m.kv_heads != m.n_heads):
+        yield "model.attention.latent goes with position=rope, bias=false, qk_norm=false and as many n_kv_heads as n_heads"
+    if m.moe.n_experts == 0 and m.moe.dense_layers:
+        yield "model.moe.dense_layers changes nothing with model.moe.n_experts=0"
+    if a.window and m.moe.n_experts and m.moe.dense_layers:
+        yield "model.attention.window does not go with model.moe.dense_layers"
+
+
+def _pairs(config: Config) -> Iterator[str]:
+    """Families on layouts: what cannot be had, by name."""
+    m, layout, train = config.model, config.layout, config.train
+    if layout.stage > 1 and m.kind == "encoder_decoder":
+        yield "layout.stage > 1 splits one stack of layers; model.kind=encoder_decoder has two; use layout.data, model or replica"
+    if layout.stage > 1 and m.position == "relative":
+        yield "layout.stage > 1 does not go with model.position=relative, whose table all layers share; use layout.data, model or replica"
+    if layout.context > 1 and m.kind != "decoder":
+        yield f"layout.context > 1 splits causal attention; model.kind={m.kind} looks both ways; use layout.model, which splits heads"
+    if layout.context > 1 and m.position == "relative":
+        yield "layout.context > 1 does not go with model.position=relative; use layout.model, which splits heads"
+    parts = layout.data * layout.context
+    if layout.zero and m.latent:
+        for name, rank in (("kv_rank", m.latent.kv_rank), ("query_rank", m.latent.query_rank)):
+            if rank % parts:
+                yield (
+                    f"layout.data x layout.context = {parts} does not divide model.attention.latent.{name}={rank}, along which "
+                    f"layout.zero={layout.zero} shards; {_divisors(rank, parts)}, or use layout.zero=0"
+                )
+    if m.position == "sinusoidal" and m.d_model % 2:
+        yield f"model.position=sinusoidal needs an even model.d_model, not {m.d_model}"
+    if train.document_mask and m.kind != "decoder":
+        yield f"train.document_mask is for packed sequences of a decoder; batches of model.kind={m.kind} say themselves what is padding"
 
 
 def _batch(config: Config) -> Iterator[str]:

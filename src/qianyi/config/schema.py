@@ -68,7 +68,9 @@ class MoEConfig(Part):
                 f"n_experts {self.n_experts} do not form groups {self.groups} of which groups_chosen {self.groups_chosen} are chosen"
             )
         if self.groups > 1 and self.groups_chosen * (self.n_experts // self.groups) < self.experts_per_token:
-            raise ValueError(f"groups_chosen {self.groups_chosen} have fewer experts than experts_per_token {self.experts_per_token}")
+            raise ValueError(
+                f"groups_chosen {self.groups_chosen} have fewer experts than experts_per_token {self.experts_per_token}"
+            )
         return self
 
 
@@ -156,8 +158,8 @@ class ModelConfig(Part):
     attention: AttentionConfig = AttentionConfig()
     """What varies in attention."""
     position: Literal["learned", "sinusoidal", "rope", "alibi", "relative"] = "learned"
-    """Learned or sinusoidal positions added to the embedding; rotary positions in attention; scores that fall with distance (ALiBi); learned
-    biases by distance (T5)."""
+    """Learned or sinusoidal positions added to the embedding; rotary positions in attention; scores that fall with distance (ALiBi);
+    learned biases by distance (T5)."""
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScalingConfig = RopeScalingConfig()
@@ -223,7 +225,9 @@ class ModelConfig(Part):
     def local_layers(self) -> tuple[bool, ...]:
         """Which layers see only a window."""
         a = self.attention
-        return tuple(a.window is not None and not (a.global_every and (i + 1) % a.global_every == 0) for i in range(self.n_layers))
+        return tuple(
+            a.window is not None and not (a.global_every and (i + 1) % a.global_every == 0) for i in range(self.n_layers)
+        )
 
     @property
     def final_norm(self) -> bool:

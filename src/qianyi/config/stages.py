@@ -13,10 +13,11 @@ EMPTY = -1
 
 def layers_of_virtual_stages(config: Config) -> list[int]:
     """How many layers each virtual stage has."""
-    layout, n_layers = config.layout, config.model.n_layers
+    layout, n_layers = config.layout, config.model.n_blocks
     n = layout.stage * layout.chunks
     load, layers = [0.0] * n, [0] * n
     if n > 1:
+        load[0] = config.model.n_layers - n_layers  # the first dense layers are there
         load[-1] = head_cost_in_layers(config.model, config.train.seq_len)
     # No stage has more layers than an even spread would need: empty places cost memory on all of them.
     most = -(-n_layers // n)

@@ -15,7 +15,7 @@ from qianyi.events import EvalEvent
 from qianyi.model.param import Tree
 from qianyi.train.step import Batch
 
-EvalStep = Callable[[Tree, Batch], tuple[Array, Array]]
+EvalStep = Callable[[Tree, Batch], tuple[Array, Array, Array]]
 
 
 def evaluate(eval_step: EvalStep, params: Tree, batches: Iterable[tuple[Batch, int]], step: int) -> EvalEvent:
@@ -31,13 +31,13 @@ def evaluate(eval_step: EvalStep, params: Tree, batches: Iterable[tuple[Batch, i
         DataError: there is nothing to score.
     """
     began_seconds = time.perf_counter()
-    sums: list[tuple[Array, Array]] = []
+    sums: list[tuple[Array, Array, Array]] = []
     n_bytes = 0
     for batch, batch_bytes in batches:
         sums.append(eval_step(params, batch))
         n_bytes += batch_bytes
-    nats = math.fsum(float(ce) for ce, _ in jax.device_get(sums))
-    tokens = sum(int(n) for _, n in jax.device_get(sums))
+    nats = math.fsum(float(ce) for ce, _, _ in jax.device_get(sums))
+    tokens = sum(int(n) for _, _, n in jax.device_get(sums))
     if not tokens or not n_bytes:
         raise DataError("the validation split has nothing to score; raise data.validation_fraction and prepare the data again")
     return EvalEvent(

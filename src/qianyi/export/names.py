@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
-from qianyi.model.decoder import decoder_params
 from qianyi.model.param import Param, Tree
+from qianyi.model.transformer import model_params
 
 Tensor = NDArray[np.float32]
 
@@ -111,7 +111,7 @@ def from_hf(state: Mapping[str, Tensor], m: ModelConfig) -> Tree:
     Raises:
         CheckpointError: a tensor is missing or has another shape than the recipe's model.
     """
-    declared = decoder_params(m)
+    declared = model_params(m)
     found: dict[str, list[Tensor]] = {}
     for entry in family(m):
         for _, theirs in _instances(entry, m):

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import DataError
-from qianyi.model.decoder import Cache, decoder_extend, decoder_params, empty_cache
 from qianyi.model.param import Tree, compute_dtypes
+from qianyi.model.transformer import Cache, decoder_extend, empty_cache, model_params
 
 Extend = Callable[[Tree, Array, Array, Cache], tuple[Array, Cache]]
 
@@ -24,7 +24,7 @@ _MIN_BUCKET = 16
 def make_extend(m: ModelConfig) -> Extend:
     """Jitted (params, tokens [1, T], start, cache) -> (logits [1, T, V], cache), on a mesh of one device."""
 
-    dtypes = compute_dtypes(decoder_params(m), m.dtype)
+    dtypes = compute_dtypes(model_params(m), m.dtype)
 
     def cast(name: str, part: Tree) -> Tree:
         return jax.tree.map(lambda w, dtype: w.astype(dtype), part, dtypes[name])

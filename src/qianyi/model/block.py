@@ -1,30 +1,33 @@
-"""One Transformer block, composed of a norm, attention and a feed-forward layer.
+"""One Transformer block, composed of norms, attention and a feed-forward layer.
 
 This is the code of one device: arrays are local shards, and the two places where tensor parallelism communicates are
 written out (`gather_sequence`, `scatter_sequence`). Between them the residual stream is split along the sequence.
 
-Dims: B batch, T position (t: T / model), D residual, H query heads, G key/value heads, K head width, F hidden width.
-Heads and F are local: 1 / model of the whole.
+Dims: B batch, T position (t: T / model), D residual, F hidden width (local: 1 / model of the whole).
 """
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from qianyi.config.schema import ModelConfig
+from qianyi.model.attention import Look, attention, attention_params
+from qianyi.model.linear import activate, add_bias, deepnorm_gain, deepnorm_scale, init_std, matmul, residual_std, to_residual
 from qianyi.model.moe import experts, moe_params
 from qianyi.model.param import Param, Tree
 from qianyi.ops.norm import layer_norm, rms_norm
-from qianyi.ops.rope import rotate
-from qianyi.parallel.collectives import gather_sequence, scatter_sequence
+from qianyi.parallel.collectives import gather_sequence
 
-Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
-"""(q, k, v) -> (output, state): how queries meet keys. Training passes causal attention; generation one with a cache."""
+
+class Cross(NamedTuple):
+    """What a decoder's block looks at in the encoder's output."""
+
+    memory: Array
+    """[B, S, D]."""
+    look: Look
 
 
 def norm_params(m: ModelConfig) -> Tree:
@@ -34,52 +37,37 @@ def norm_params(m: ModelConfig) -> Tree:
     return params
 
 
-def attention_params(m: ModelConfig) -> Tree:
-    D, H, G, K = m.d_model, m.n_heads, m.kv_heads, m.d_head
-    params: Tree = {
-        "query": Param((D, H, K), ("embed", "heads", "head_dim"), m.init_std),
-        "key": Param((D, G, K), ("embed", "kv_heads", "head_dim"), m.init_std),
-        "value": Param((D, G, K), ("embed", "kv_heads", "head_dim"), m.init_std),
-        "out": Param((H, K, D), ("heads", "head_dim", "embed"), residual_std(m)),
-    }
-    if m.bias:
-        params["query_bias"] = Param((H, K), ("heads", "head_dim"), kind="vector")
-        params["key_bias"] = Param((G, K), ("kv_heads", "head_dim"), kind="vector")
-        params["value_bias"] = Param((G, K), ("kv_heads", "head_dim"), kind="vector")
-        params["out_bias"] = Param((D,), ("residual",), kind="vector")
-    return params
-
-
 def mlp_params(m: ModelConfig, F: int) -> Tree:
     D = m.d_model
-    params: Tree = {
-        "up": Param((D, F), ("embed", "ffn"), m.init_std),
-        "down": Param((F, D), ("ffn", "embed"), residual_std(m)),
-    }
-    if m.mlp == "swiglu":
-        params["gate"] = Param((D, F), ("embed", "ffn"), m.init_std)
+    std = init_std(m, D) * deepnorm_gain(m)
+    params: Tree = {"up": Param((D, F), ("embed", "ffn"), std), "down": Param((F, D), ("ffn", "embed"), residual_std(m, F))}
+    if m.gated:
+        params["gate"] = Param((D, F), ("embed", "ffn"), std)
     if m.bias:
         params["up_bias"] = Param((F,), ("ffn",), kind="vector")
         params["down_bias"] = Param((D,), ("residual",), kind="vector")
+        if m.gated:
+            params["gate_bias"] = Param((F,), ("ffn",), kind="vector")
     return params
 
 
-def residual_std(m: ModelConfig) -> float:
-    """Initial deviation of projections into the residual stream (Radford et al. 2019, section 2.3)."""
-    return m.init_std / math.sqrt(2 * m.n_layers)
-
-
-def block_params(m: ModelConfig) -> Tree:
-    params: Tree = {
-        "attn_norm": norm_params(m),
-        "attn": attention_params(m),
-        "mlp_norm": norm_params(m),
-    }
+def block_params(m: ModelConfig, *, cross: bool = False) -> Tree:
+    """Of one layer; `cross`: of a decoder that looks at an encoder's output."""
+    params: Tree = {**_norms("attn", m), "attn": attention_params(m)}
+    if cross:
+        params |= {**_norms("cross", m), "cross": attention_params(m)}
+    if not m.parallel:
+        params |= _norms("mlp", m)
     if m.mixture is None:
         return {**params, "mlp": mlp_params(m, m.d_hidden)}
     if m.mixture.n_shared:
-        params["mlp"] = mlp_params(m, m.mixture.n_shared * m.d_hidden)
-    return {**params, "moe": moe_params(m, m.mixture, residual_std(m))}
+        params["mlp"] = mlp_params(m, m.mixture.n_shared * m.d_expert)
+    return {**params, "moe": moe_params(m, m.mixture)}
+
+
+def _norms(name: str, m: ModelConfig) -> Tree:
+    names = [f"{name}_norm", f"{name}_post_norm"] if m.norm_at == "sandwich" else [f"{name}_norm"]
+    return {name: norm_params(m) for name in names}
 
 
 def norm(x: Array, w: Tree, m: ModelConfig) -> Array:
@@ -89,14 +77,49 @@ def norm(x: Array, w: Tree, m: ModelConfig) -> Array:
     return layer_norm(x, w["scale"], w.get("bias"), m.norm_eps)
 
 
-def block(x: Array, w: Tree, m: ModelConfig, positions: Array, attend: Attend) -> tuple[Array, Any, Array]:
-    """x [B, t, D] -> [B, t, D], what `attend` returned beside its output, and the balancing loss of experts."""
-    h = gather_sequence(checkpoint_name(norm(x, w["attn_norm"], m), "attn_norm"))  # B T D
-    h, state = attention(h, w["attn"], m, positions, attend)
-    x = x + checkpoint_name(_to_residual(h, w["attn"], "out_bias"), "attn_proj")
-    h = gather_sequence(checkpoint_name(norm(x, w["mlp_norm"], m), "mlp_norm"))
-    h, balance = feed_forward(h, w, m)
-    return x + checkpoint_name(_to_residual(h, w.get("mlp", {}), "down_bias"), "mlp_out"), state, balance
+def block(x: Array, w: Tree, m: ModelConfig, look: Look, cross: Cross | None = None) -> tuple[Array, Any, Array]:
+    """x [B, t, D] -> [B, t, D], what attention returned beside its output, and the balancing loss of experts."""
+    if m.parallel:
+        return _parallel(x, w, m, look)
+
+    def attend(h: Array) -> tuple[Array, Any]:
+        h, state = attention(h, h, w["attn"], m, look)
+        return checkpoint_name(to_residual(h, w["attn"], "out_bias"), "attn_proj"), state
+
+    def forward(h: Array) -> tuple[Array, Array]:
+        h, balance = feed_forward(h, w, m)
+        return checkpoint_name(to_residual(h, w.get("mlp", {}), "down_bias"), "mlp_out"), balance
+
+    x, state = _residual(x, w, "attn", m, attend)
+    if cross is not None:
+        x, _ = _residual(x, w, "cross", m, lambda h: _cross(h, w["cross"], m, cross))
+    x, balance = _residual(x, w, "mlp", m, forward)
+    return x, state, balance
+
+
+def _residual(x: Array, w: Tree, name: str, m: ModelConfig, f: Callable[[Array], tuple[Array, Any]]) -> tuple[Array, Any]:
+    """A residual connection around f: [B, T, D] -> ([B, t, D], anything)."""
+    after = m.norm_at in {"post", "deepnorm"}
+    h = x if after else checkpoint_name(norm(x, w[f"{name}_norm"], m), f"{name}_norm")
+    out, more = f(gather_sequence(h))
+    if m.norm_at == "sandwich":
+        out = norm(out, w[f"{name}_post_norm"], m)
+    x = (x if m.norm_at != "deepnorm" else deepnorm_scale(m) * x) + out
+    return (norm(x, w[f"{name}_norm"], m) if after else x), more
+
+
+def _parallel(x: Array, w: Tree, m: ModelConfig, look: Look) -> tuple[Array, Any, Array]:
+    """Attention and feed-forward layer side by side (Chowdhery et al. 2022, section 2): one norm, one communication each way."""
+    h = gather_sequence(checkpoint_name(norm(x, w["attn_norm"], m), "attn_norm"))
+    attended, state = attention(h, h, w["attn"], m, look)
+    forward, balance = feed_forward(h, w, m)
+    out = add_bias(to_residual(attended + forward, w["attn"], "out_bias"), w.get("mlp", {}), "down_bias")
+    return x + checkpoint_name(out, "mlp_out"), state, balance
+
+
+def _cross(h: Array, w: Tree, m: ModelConfig, cross: Cross) -> tuple[Array, Any]:
+    h, state = attention(h, cross.memory, w, m, cross.look)
+    return checkpoint_name(to_residual(h, w, "out_bias"), "attn_proj"), state
 
 
 def feed_forward(h: Array, w: Tree, m: ModelConfig) -> tuple[Array, Array]:
@@ -107,41 +130,8 @@ def feed_forward(h: Array, w: Tree, m: ModelConfig) -> tuple[Array, Array]:
     return out + mlp(h, w["mlp"], m) if m.mixture.n_shared else out, balance
 
 
-def attention(h: Array, w: Tree, m: ModelConfig, positions: Array, attend: Attend) -> tuple[Array, Any]:
-    """[B, T, D] -> partial sums [B, T, D] over the local heads."""
-    q = _add_bias(_matmul(h, w["query"]), w, "query_bias")
-    k = _add_bias(_matmul(h, w["key"]), w, "key_bias")
-    v = _add_bias(_matmul(h, w["value"]), w, "value_bias")
-    if m.position == "rope":
-        q, k = rotate(q, positions, m.rope_theta), rotate(k, positions, m.rope_theta)
-    q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
-    out, state = attend(q, k, v)
-    return _matmul(out, w["out"]), state
-
-
 def mlp(h: Array, w: Tree, m: ModelConfig) -> Array:
     """[B, T, D] -> partial sums [B, T, D] over the local hidden units."""
-    up = checkpoint_name(_add_bias(_matmul(h, w["up"]), w, "up_bias"), "mlp_up")
-    if m.mlp == "swiglu":
-        gate = checkpoint_name(_matmul(h, w["gate"]), "mlp_gate")
-        hidden = jax.nn.silu(gate) * up
-    else:
-        hidden = jax.nn.gelu(up, approximate=True)
-    return _matmul(checkpoint_name(hidden, "mlp_hidden"), w["down"])
-
-
-def _matmul(x: Array, w: Array) -> Array:
-    """[B, T, *in] times [*in, *out] -> [B, T, *out], as one product of two matrices: what CPU libraries are fastest at, and what other
-    compilers make of it anyway."""
-    B, T, *inner = x.shape
-    rows = x.reshape(B * T, math.prod(inner)) @ w.reshape(math.prod(inner), -1)
-    return rows.reshape(B, T, *w.shape[len(inner) :])
-
-
-def _to_residual(partial_sums: Array, w: Tree, bias: str) -> Array:
-    """[B, T, D] partial sums -> [B, t, D]; the bias is added once, after the sum."""
-    return _add_bias(scatter_sequence(partial_sums), w, bias)
-
-
-def _add_bias(x: Array, w: Tree, name: str) -> Array:
-    return x + w[name].astype(x.dtype) if name in w else x
+    up = checkpoint_name(add_bias(matmul(h, w["up"]), w, "up_bias"), "mlp_up")
+    gate = checkpoint_name(add_bias(matmul(h, w["gate"]), w, "gate_bias"), "mlp_gate") if m.gated else None
+    return matmul(checkpoint_name(activate(up, gate, m), "mlp_hidden"), w["down"])

@@ -1,7 +1,8 @@
-"""Linear layers of a block, and how their weights begin."""
+"""Linear layers of a block, what is between two, and how their weights begin."""
 
 import math
 
+import jax
 from jax import Array
 
 from qianyi.config.schema import ModelConfig
@@ -24,6 +25,13 @@ def add_bias(x: Array, w: Tree, name: str) -> Array:
 def to_residual(partial_sums: Array, w: Tree, bias: str) -> Array:
     """[B, T, D] partial sums -> [B, t, D]; the bias is added once, after the sum."""
     return add_bias(scatter_sequence(partial_sums), w, bias)
+
+
+def activate(up: Array, gate: Array | None, m: ModelConfig) -> Array:
+    """The hidden layer from its inputs."""
+    if gate is not None:
+        return (jax.nn.silu(gate) if m.mlp == "swiglu" else jax.nn.gelu(gate, approximate=True)) * up
+    return jax.nn.relu(up) if m.mlp == "relu" else jax.nn.gelu(up, approximate=m.mlp == "gelu")
 
 
 def init_std(m: ModelConfig, fan_in: int) -> float:

@@ -21,20 +21,21 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from qianyi.config.schema import ModelConfig, MoEConfig
+from qianyi.model.linear import activate, init_std, residual_std
 from qianyi.model.param import Param, Tree
 from qianyi.parallel.collectives import all_gather, all_to_all, index_on, reduce_scatter, sum_over
 from qianyi.parallel.mesh import TOKEN_AXES
 
 
-def moe_params(m: ModelConfig, moe: MoEConfig, out_std: float) -> Tree:
-    D, E, F = m.d_model, moe.n_experts, m.d_hidden
+def moe_params(m: ModelConfig, moe: MoEConfig) -> Tree:
+    D, E, F, std = m.d_model, moe.n_experts, m.d_expert, init_std(m, m.d_model)
     params: Tree = {
-        "router": Param((D, E), ("residual", "router"), m.init_std, kind="router"),
-        "experts_up": Param((E, D, F), ("experts", "embed", "ffn"), m.init_std),
-        "experts_down": Param((E, F, D), ("experts", "ffn", "embed"), out_std),
+        "router": Param((D, E), ("residual", "router"), std, kind="router"),
+        "experts_up": Param((E, D, F), ("experts", "embed", "ffn"), std),
+        "experts_down": Param((E, F, D), ("experts", "ffn", "embed"), residual_std(m, F)),
     }
-    if m.mlp == "swiglu":
-        params["experts_gate"] = Param((E, D, F), ("experts", "embed", "ffn"), m.init_std)
+    if m.gated:
+        params["experts_gate"] = Param((E, D, F), ("experts", "embed", "ffn"), std)
     if moe.balance == "bias":
         params["balance"] = Param((E,), ("router",), kind="balance")
     return params
@@ -50,12 +51,23 @@ def experts(h: Array, w: Tree, m: ModelConfig, moe: MoEConfig) -> tuple[Array, A
 
 
 def route(x: Array, w: Tree, moe: MoEConfig) -> tuple[Array, Array, Array]:
-    """Router, in float32: x [N, D] -> probabilities [N, E], and of the chosen experts gates [N, k] (which sum to 1) and ids [N, k]."""
-    probabilities = jax.nn.softmax(x.astype(jnp.float32) @ w["router"], axis=-1)
-    scores = probabilities + w["balance"] if moe.balance == "bias" else probabilities
-    _, chosen = lax.top_k(lax.stop_gradient(scores), moe.experts_per_token)
-    gates = jnp.take_along_axis(probabilities, chosen, axis=-1)
-    return probabilities, gates / gates.sum(axis=-1, keepdims=True), chosen
+    """Router, in float32: x [N, D] -> probabilities [N, E], and of the chosen experts gates [N, k] and ids [N, k]."""
+    logits = x.astype(jnp.float32) @ w["router"]
+    weights = jax.nn.softmax(logits, axis=-1) if moe.score == "softmax" else jax.nn.sigmoid(logits)
+    scores = lax.stop_gradient(weights + w["balance"] if moe.balance == "bias" else weights)
+    _, chosen = lax.top_k(_in_best_groups(scores, moe) if moe.groups > 1 else scores, moe.experts_per_token)
+    gates = jnp.take_along_axis(weights, chosen, axis=-1)
+    gates = gates / gates.sum(axis=-1, keepdims=True) if moe.normalize else gates
+    return weights / weights.sum(axis=-1, keepdims=True), moe.scale * gates, chosen
+
+
+def _in_best_groups(scores: Array, moe: MoEConfig) -> Array:
+    """[N, E]: scores, very small outside of the groups with the largest sums of two (DeepSeek-V3, section 2.1.2)."""
+    groups = scores.reshape(-1, moe.groups, moe.n_experts // moe.groups)
+    two = lax.top_k(groups, min(2, groups.shape[-1]))[0].sum(axis=-1)
+    _, best = lax.top_k(two, moe.groups_chosen)
+    chosen = jax.nn.one_hot(best, moe.groups, dtype=bool).any(axis=1)
+    return jnp.where(chosen[..., None], groups, jnp.finfo(jnp.float32).min).reshape(scores.shape)
 
 
 def _balance(probabilities: Array, chosen: Array, w: Tree, moe: MoEConfig) -> Array:
@@ -140,6 +152,4 @@ def capacity(moe: MoEConfig, group_tokens: int) -> int:
 def _hidden(w: Tree, m: ModelConfig, multiply: Callable[[Array], Array]) -> Array:
     """The hidden layer of experts; `multiply` takes their tokens times a weight."""
     up = checkpoint_name(multiply(w["experts_up"]), "mlp_up")
-    if m.mlp == "swiglu":
-        return jax.nn.silu(checkpoint_name(multiply(w["experts_gate"]), "mlp_gate")) * up
-    return jax.nn.gelu(up, approximate=True)
+    return activate(up, checkpoint_name(multiply(w["experts_gate"]), "mlp_gate") if m.gated else None, m)

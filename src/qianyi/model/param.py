@@ -49,9 +49,14 @@ def map_params(f: Callable[..., Any], params: Tree, *rest: Tree) -> Tree:
     return jax.tree.map(f, params, *rest, is_leaf=is_param)
 
 
-def stack(params: Tree, n: int) -> Tree:
+def stack(params: Tree, n: int, dim: str = "layers") -> Tree:
     """The declarations of n equal layers, stacked along a new leading dim."""
-    return map_params(lambda p: replace(p, shape=(n, *p.shape), dims=("layers", *p.dims)), params)
+    return map_params(lambda p: replace(p, shape=(n, *p.shape), dims=(dim, *p.dims)), params)
+
+
+def is_stacked(name: str) -> bool:
+    """Is this part of a model a stack of layers?"""
+    return name.endswith("blocks")
 
 
 def count(params: Tree) -> int:

@@ -5,7 +5,7 @@ N = B * G. What a query may see, and how scores are shaped, is said by a `Patter
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +98,7 @@ def reference_attention(q: Array, k: Array, v: Array, mask: Array, bias: Array |
     return jnp.einsum("bgrts,bsgk->btgrk", weights, v).reshape(B, T, H, v.shape[-1])
 
 
-def attention(q: Array, k: Array, v: Array, pattern: Pattern, context: Context = Context()) -> Array:
+def attention(q: Array, k: Array, v: Array, pattern: Pattern, context: Context) -> Array:
     """Attention of q [B, T, H, K], scaled, to k [B, S, G, K] and v [B, S, G, U]: [B, T, H, U]; causal with S = T.
 
     Queries go block by block, each block against just the keys that it may see: half the work of a masked square, less with a window.
@@ -219,7 +219,7 @@ def _head_backward(
         d_weights = jnp.einsum("rtk,sk->rts", d_out[:, rows], v[keys], preferred_element_type=jnp.float32)
         d_scores = weights * (d_weights - inner[:, rows])
         if head.bias is not None:
-            d_bias += jax.vjp(lambda bias: _by_distance(bias, rows, keys, k.shape[0]), head.bias)[1](d_scores)[0]
+            d_bias += jax.vjp(partial(_by_distance, rows=rows, keys=keys, n_keys=k.shape[0]), head.bias)[1](d_scores)[0]
         d_scores = (d_scores if slope is None else d_scores * slope).astype(k.dtype)
         d_qs.append(jnp.einsum("rts,sk->rtk", d_scores, k[keys], preferred_element_type=jnp.float32))
         d_kb = jnp.einsum("rts,rtk->sk", d_scores, q[:, rows], preferred_element_type=jnp.float32)
@@ -254,15 +254,17 @@ def _scores(pattern: Pattern, head: Heads, rows: slice, keys: slice) -> tuple[Ar
 
 def _visible(pattern: Pattern, head: Heads, rows: slice, keys: slice) -> Array | None:
     """bool [rows, keys], or None: all."""
-    visible = None
-    if pattern.causal:
-        visible = jnp.arange(rows.start, rows.stop)[:, None] >= jnp.arange(keys.start, keys.stop)[None, :]
-    if head.prefix is not None:
-        visible = visible | (jnp.arange(keys.start, keys.stop)[None, :] < head.prefix)
-    for condition in (_in_window(pattern, head, rows, keys), _same_document(head, rows, keys)):
-        if condition is not None:
-            visible = condition if visible is None else visible & condition
-    return visible
+    conditions = (_before(pattern, head, rows, keys), _in_window(pattern, head, rows, keys), _same_document(head, rows, keys))
+    given = [condition for condition in conditions if condition is not None]
+    return reduce(jnp.logical_and, given) if given else None
+
+
+def _before(pattern: Pattern, head: Heads, rows: slice, keys: slice) -> Array | None:
+    if not pattern.causal:
+        return None
+    key = jnp.arange(keys.start, keys.stop)[None, :]
+    before = jnp.arange(rows.start, rows.stop)[:, None] >= key
+    return before if head.prefix is None else before | (key < head.prefix)
 
 
 def _in_window(pattern: Pattern, head: Heads, rows: slice, keys: slice) -> Array | None:
@@ -281,8 +283,8 @@ def _distance(head: Heads, rows: slice, keys: slice) -> Array:
 
 
 def _by_distance(bias: Array, rows: slice, keys: slice, n_keys: int) -> Array:
-    """[R, T + S - 1] -> [R, rows, keys] with entry t - s + S - 1 at (t, s). Reading rows of one entry more than the stored ones shifts each row
-    by one, without a gather, whose gradient would be a slow scatter."""
+    """[R, T + S - 1] -> [R, rows, keys] with entry t - s + S - 1 at (t, s). Reading rows one entry longer than the stored ones shifts each
+    row by one, without a gather, whose gradient would be a slow scatter."""
     n, m = rows.stop - rows.start, keys.stop - keys.start
     first = rows.start - (keys.stop - 1) + n_keys - 1
     part = jnp.broadcast_to(bias[:, None, first : first + n + m - 1], (bias.shape[0], n, n + m - 1))

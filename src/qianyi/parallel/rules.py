@@ -64,8 +64,15 @@ def make_rules(layout: LayoutConfig, *, gradients: bool = False) -> Rules:
             "ffn": ("model",),
             "experts": ("expert",),
             "embed": SHARDING_AXES if sharded else (),
+            # What projections from a latent vector are sharded along, having no residual width.
+            "latent": SHARDING_AXES if sharded else (),
+            "rank": (),
             "layers": ("stage",),
+            # Layers that all stages have: those before the pipeline, an encoder's.
+            "whole_layers": (),
             "positions": (),
+            "buckets": (),
+            "label": (),
             "head_dim": (),
             # Norm scales and residual biases: a few KiB per layer, replicated because gathering them costs more than it saves.
             "residual": (),

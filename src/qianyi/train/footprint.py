@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import Config
 from qianyi.config.stages import layers_of_virtual_stages
-from qianyi.model.param import Param, Tree, is_param, map_params
+from qianyi.model.param import Param, Tree, is_param, is_stacked, map_params
 from qianyi.parallel.collectives import axes_of
 from qianyi.parallel.rules import SHARDING_AXES
 from qianyi.train.state import stored_params
@@ -70,7 +70,7 @@ def _of_weights(config: Config) -> list[Sends]:
         sharded = bool(set(axes_of(to)) & set(SHARDING_AXES))
         if sharded:
             # Blocks gathered where they are used are gathered again for the backward pass.
-            uses = times * (2 if part == "blocks" and part not in late else 1)
+            uses = times * (2 if is_stacked(part) and part not in late else 1)
             gathered += uses * whole * _compute_bytes(p, config) * (n - 1) / n if layout.zero == 3 else 0
             refreshed += whole * FLOAT32_BYTES * (n - 1) / n if layout.zero < 3 else 0
             scattered += times * whole * FLOAT32_BYTES * (n - 1) / n

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import optax
 
 from qianyi.config.schema import Config
-from qianyi.model.decoder import decoder_params
 from qianyi.model.param import Tree, decay_mask, map_params
+from qianyi.model.transformer import model_params
 from qianyi.train.schedule import make_schedule
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """AdamW: decoupled decay of matrices, moments in float32. Clipping is the step's, which knows the global norm."""
-    o, declared = config.optimizer, decoder_params(config.model)
+    o, declared = config.optimizer, model_params(config.model)
     adamw = optax.chain(
         optax.scale_by_adam(o.b1, o.b2, o.eps),
         optax.add_decayed_weights(o.weight_decay, decay_mask(declared)),

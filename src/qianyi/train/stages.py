@@ -10,8 +10,10 @@ from jax import Array, lax
 
 from qianyi.config.schema import Config
 from qianyi.config.stages import EMPTY, layer_places
-from qianyi.model.decoder import Batch, Gather, decoder_embed, decoder_head, decoder_layers, own_tokens
+from qianyi.model.embedding import head_loss
 from qianyi.model.param import Tree
+from qianyi.model.stack import Flags, Gather
+from qianyi.model.transformer import Batch, first_layers, layers, own_tokens
 from qianyi.ops.loss import LossSums
 from qianyi.parallel.pipeline import Model, Parts
 from qianyi.parallel.schedule import Schedule, make_schedule
@@ -31,21 +33,28 @@ def in_chunks(weights: Tree, config: Config) -> Model:
 
 
 def pipeline_parts(total: Callable[[LossSums], tuple[Array, Any]], config: Config, gather: Gather) -> Parts:
-    """The decoder in parts; `total` turns the sums of the loss into what is differentiated and what is reported, `gather` makes the
+    """The model in parts; `total` turns the sums of the loss into what is differentiated and what is reported, `gather` makes the
     weights of a layer whole."""
-    layout = config.layout
-    places = np.asarray(layer_places(config)).reshape(layout.stage, layout.chunks, -1)
-    even = bool((places != EMPTY).all())
 
     def embed(outer: Tree, rows: Batch) -> Array:
-        return decoder_embed(outer, own_tokens(rows), config.model)
+        return first_layers(outer, outer, own_tokens(rows), config, gather)[0]
 
-    def layers(blocks: Tree, chunk: Array, x: Array, rows: Batch) -> tuple[Array, Array]:
-        live = None if even else jnp.asarray(places != EMPTY)[lax.axis_index("stage"), chunk]
-        x, balance = decoder_layers(blocks, x, own_tokens(rows), config, gather, live)
+    def chunk_layers(blocks: Tree, chunk: Array, x: Array, rows: Batch) -> tuple[Array, Array]:
+        x, balance = layers(blocks, x, own_tokens(rows), config, gather, _flags(config, chunk))
         return x, balance / config.train.accumulation
 
     def head(outer: Tree, x: Array, rows: Batch) -> tuple[Array, Any]:
-        return total(decoder_head(outer, x, own_tokens(rows), config))
+        return total(head_loss(outer, x, own_tokens(rows), config))
 
-    return Parts(embed, layers, head)
+    return Parts(embed, chunk_layers, head)
+
+
+def _flags(config: Config, chunk: Array) -> Flags:
+    """Of the layers in a chunk of this stage."""
+    places = np.asarray(layer_places(config)).reshape(config.layout.stage, config.layout.chunks, -1)
+    live, local = places != EMPTY, np.asarray(config.model.local_layers)[places]
+
+    def here(flags: Any) -> Array:
+        return jnp.asarray(flags)[lax.axis_index("stage"), chunk]
+
+    return Flags(None if live.all() else here(live), here(local) if local.any() and not local.all() else None)

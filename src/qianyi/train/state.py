@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from qianyi.config.schema import Config
 from qianyi.config.stages import EMPTY, layer_places
 from qianyi.model import param
-from qianyi.model.decoder import decoder_params
 from qianyi.model.param import Tree
+from qianyi.model.transformer import model_params
 from qianyi.parallel.rules import make_rules
 from qianyi.train.optimizer import make_optimizer
 
@@ -60,7 +60,7 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 
 def stored_params(config: Config) -> Tree:
     """The declarations, with a place in the stacked blocks for every layer and for those that uneven pipeline stages leave empty."""
-    declared, n = decoder_params(config.model), len(layer_places(config))
+    declared, n = model_params(config.model), len(layer_places(config))
     return {**declared, "blocks": param.map_params(lambda p: replace(p, shape=(n, *p.shape[1:])), declared["blocks"])}
 
 
@@ -78,8 +78,8 @@ def reorder_layers(stacked: Tree | Array, saved: Sequence[int], wanted: Sequence
 
 def _draw(config: Config) -> TrainState:
     key = jax.random.key(config.train.seed)
-    params = param.init(decoder_params(config.model), jax.random.fold_in(key, 0))
-    params["blocks"] = reorder_layers(params["blocks"], range(config.model.n_layers), layer_places(config))
+    params = param.init(model_params(config.model), jax.random.fold_in(key, 0))
+    params["blocks"] = reorder_layers(params["blocks"], range(config.model.n_blocks), layer_places(config))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

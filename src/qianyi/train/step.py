@@ -16,8 +16,8 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import Config
-from qianyi.model.decoder import Batch, decoder_loss, decoder_params
 from qianyi.model.param import Param, Tree, map_params
+from qianyi.model.transformer import Batch, model_loss, model_params
 from qianyi.ops.loss import LossSums
 from qianyi.parallel.collectives import axes_of, reduce_gradient, sum_over, vary
 from qianyi.parallel.mesh import AXES, BATCH_AXES, LOSS_AXES
@@ -36,6 +36,7 @@ class Metrics(NamedTuple):
     loss: Array
     z_loss: Array
     balance_loss: Array
+    sentence_loss: Array
     grad_norm: Array
     learning_rate: Array
 
@@ -45,8 +46,12 @@ class Losses(NamedTuple):
 
     cross_entropy: Array
     """Mean per scored token of the global batch, in nats."""
+    correct: Array
+    """Right ones among scored tokens; reported alone."""
     z: Array
     balance: Array
+    sentence: Array
+    """Mean per row with a sentence label."""
 
 
 class LossAndGradients(NamedTuple):
@@ -54,6 +59,7 @@ class LossAndGradients(NamedTuple):
     """Mean cross-entropy per scored token of the global batch, in nats."""
     z_loss: Array
     balance_loss: Array
+    sentence_loss: Array
     grad_norm: Array
     gradients: Tree
     """Of the sum of the losses, float32, sharded as `gradient_specs` says."""
@@ -70,7 +76,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         out = loss_and_gradients(state.params, batch)
-        metrics = Metrics(out.loss, out.z_loss, out.balance_loss, out.grad_norm, rate(state.step))
+        metrics = Metrics(out.loss, out.z_loss, out.balance_loss, out.sentence_loss, out.grad_norm, rate(state.step))
         return update(state, out.gradients, out.grad_norm), metrics
 
     return jax.jit(train_step, donate_argnums=0)
@@ -100,18 +106,17 @@ def make_loss_and_gradients(config: Config) -> Callable[[Tree, Batch], LossAndGr
     accumulate = _accumulate if config.layout.stage == 1 else _accumulate_in_pipeline
 
     def on_device(params: Tree, batch: Batch) -> LossAndGradients:
-        scored = sum_over(jnp.sum(batch["targets"] >= 0), BATCH_AXES)
-        total = partial(_total, config=config, share=1 / jnp.maximum(scored, 1).astype(jnp.float32))
+        total = partial(_total, config=config, tokens=_scored(batch, "targets"), sentences=_scored(batch, "sentence"))
         weights = {name: take_whole(name, part, config) if name in late else part for name, part in params.items()}
         losses, gradients = accumulate(total, weights, _microbatches(batch, config), config)
         gradients = {
             name: jax.tree.map(reduce_gradient, part, reduced[name]) if name in late else part for name, part in gradients.items()
         }
-        loss, z_loss, balance_loss = (sum_over(a, LOSS_AXES) for a in losses)
-        return LossAndGradients(loss, z_loss, balance_loss, _global_norm(gradients, reduced, config), gradients)
+        loss, _, z, balance, sentence = (sum_over(a, LOSS_AXES) for a in losses)
+        return LossAndGradients(loss, z, balance, sentence, _global_norm(gradients, reduced, config), gradients)
 
     scalar: Any = P()
-    out_specs = LossAndGradients(scalar, scalar, scalar, scalar, reduced)
+    out_specs = LossAndGradients(scalar, scalar, scalar, scalar, scalar, reduced)
     return jax.shard_map(on_device, in_specs=(stored, batch_spec(config.layout)), out_specs=out_specs)
 
 
@@ -123,7 +128,7 @@ def _accumulate(total: Total, weights: Tree, microbatches: Batch, config: Config
     def objective(inputs: Tree, rows: Batch) -> tuple[Array, Losses]:
         # ZeRO-2 differentiates by shards of gradients instead of the weights, which all devices have whole.
         used = jax.tree.map(Sharded, weights, inputs) if config.layout.zero == 2 else inputs
-        return total(decoder_loss(used, rows, config, gather))
+        return total(model_loss(used, rows, config, gather))
 
     def add(carry: tuple[Losses, Tree], rows: Batch) -> tuple[tuple[Losses, Tree], None]:
         (_, losses), g = jax.value_and_grad(objective, has_aux=True)(zeros if config.layout.zero == 2 else weights, rows)
@@ -142,22 +147,28 @@ def _accumulate_in_pipeline(total: Total, weights: Tree, microbatches: Batch, co
     return losses._replace(balance=balance), {**g.outer, "blocks": blocks}
 
 
-def make_eval_step(config: Config) -> Callable[[Tree, Batch], tuple[Array, Array]]:
-    """Jitted (params, batch) -> (summed cross-entropy in nats, number of scored tokens) over the global batch."""
+def make_eval_step(config: Config) -> Callable[[Tree, Batch], tuple[Array, Array, Array]]:
+    """Jitted (params, batch) -> (summed cross-entropy in nats, number of right ones, number of scored tokens) over the global batch."""
     stored = param_specs(config)
-    total = partial(_total, config=config, share=1.0)
+    total = partial(_total, config=config, tokens=1.0, sentences=1.0)
 
-    def on_device(params: Tree, batch: Batch) -> tuple[Array, Array]:
+    def on_device(params: Tree, batch: Batch) -> tuple[Array, Array, Array]:
         if config.layout.stage == 1:
-            losses = total(decoder_loss(params, batch, config, make_gather(config)))[1]
+            losses = total(model_loss(params, batch, config, make_gather(config)))[1]
         else:
             outer = {name: take_whole(name, part, config) for name, part in params.items() if name != "blocks"}
             model, schedule = in_chunks({**params, **outer}, config), schedule_of(config, backward=False)
             parts = pipeline_parts(total, config, make_gather(config, outer))
             losses = pipeline_forward(parts, model, _microbatches(batch, config), schedule, _zero_losses())
-        return sum_over(losses.cross_entropy, LOSS_AXES), sum_over(jnp.sum(batch["targets"] >= 0), BATCH_AXES)
+        sums = sum_over(losses.cross_entropy, LOSS_AXES), sum_over(losses.correct, LOSS_AXES)
+        return *sums, sum_over(jnp.sum(batch["targets"] >= 0), BATCH_AXES)
 
-    return jax.jit(jax.shard_map(on_device, in_specs=(stored, batch_spec(config.layout)), out_specs=(P(), P())))
+    return jax.jit(jax.shard_map(on_device, in_specs=(stored, batch_spec(config.layout)), out_specs=(P(), P(), P())))
+
+
+def _scored(batch: Batch, name: str) -> Array | float:
+    """Number of labels in the global batch, one at least."""
+    return jnp.maximum(sum_over(jnp.sum(batch[name] >= 0), BATCH_AXES), 1).astype(jnp.float32) if name in batch else 1.0
 
 
 def _microbatches(batch: Batch, config: Config) -> Batch:
@@ -167,10 +178,11 @@ def _microbatches(batch: Batch, config: Config) -> Batch:
     return jax.tree.map(lambda a: a.reshape(-1, n, a.shape[-1]).swapaxes(0, 1), batch)
 
 
-def _total(sums: LossSums, config: Config, share: Array | float) -> tuple[Array, Losses]:
-    z = config.train.z_loss * sums.z * share
-    losses = Losses(sums.cross_entropy * share, z, sums.balance / config.train.accumulation)
-    return losses.cross_entropy + losses.balance, losses  # the cross-entropy carries the gradient of the z-loss too
+def _total(sums: LossSums, config: Config, tokens: Array | float, sentences: Array | float) -> tuple[Array, Losses]:
+    z, balance = config.train.z_loss * sums.z / tokens, sums.balance / config.train.accumulation
+    losses = Losses(sums.cross_entropy / tokens, sums.correct, z, balance, sums.sentence / sentences)
+    # The cross-entropy carries the gradient of the z-loss too.
+    return losses.cross_entropy + losses.balance + losses.sentence, losses
 
 
 def _zero_losses() -> Losses:
@@ -199,5 +211,5 @@ def _global_norm(gradients: Tree, specs: Tree, config: Config) -> Array:
         copies = math.prod(lax.axis_size(axis) for axis in AXES if axis not in axes_of(spec))
         return vary(jnp.zeros(()) if p.kind == "balance" else jnp.sum(g * g) / copies)
 
-    total = jnp.stack(jax.tree.leaves(map_params(squares, decoder_params(config.model), gradients, specs))).sum()
+    total = jnp.stack(jax.tree.leaves(map_params(squares, model_params(config.model), gradients, specs))).sum()
     return jnp.sqrt(sum_over(total, AXES))

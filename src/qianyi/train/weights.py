@@ -9,8 +9,9 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import Config
-from qianyi.model.decoder import Gather, decoder_params
-from qianyi.model.param import Tree, compute_dtypes, layer_spec, specs
+from qianyi.model.param import Tree, compute_dtypes, is_stacked, layer_spec, specs
+from qianyi.model.stack import Gather
+from qianyi.model.transformer import model_params
 from qianyi.parallel.collectives import axes_of, unshard, whole, with_sharded_gradient
 from qianyi.parallel.rules import make_rules
 
@@ -24,18 +25,18 @@ class Sharded(NamedTuple):
 
 def param_specs(config: Config) -> Tree:
     """How parameters lie on the mesh."""
-    return specs(decoder_params(config.model), make_rules(config.layout))
+    return specs(model_params(config.model), make_rules(config.layout))
 
 
 def gradient_specs(config: Config) -> Tree:
     """How gradients and optimizer state lie on the mesh."""
-    return specs(decoder_params(config.model), make_rules(config.layout, gradients=True))
+    return specs(model_params(config.model), make_rules(config.layout, gradients=True))
 
 
 def late_parts(config: Config) -> set[str]:
     """Parts of the model that are made whole before the first microbatch and whose gradients are reduced after the last; for the others
     both happen where they are used. What all stages of a pipeline share is late always: a sum over stages has no place in a branch."""
-    layout, parts = config.layout, set(decoder_params(config.model))
+    layout, parts = config.layout, set(model_params(config.model))
     if layout.zero != 2 and gathers_once(config):
         return parts
     return parts - {"blocks"} if layout.stage > 1 else set()
@@ -53,7 +54,7 @@ def take_whole(name: str, part: Tree, config: Config) -> Tree:
 
 
 def make_gather(config: Config, already: Collection[str] = ()) -> Gather:
-    """Makes a part of the model whole where it is used (of the blocks, one layer), except those that are `already`."""
+    """Makes a part of the model whole where it is used (of stacked ones, one layer), except those that are `already`."""
     dtypes = _dtypes(config)
     stored, reduced = param_specs(config), gradient_specs(config)
 
@@ -63,7 +64,7 @@ def make_gather(config: Config, already: Collection[str] = ()) -> Gather:
     def gather(name: str, part: Tree) -> Tree:
         if name in already:
             return part
-        at, to = (jax.tree.map(layer_spec, s[name]) if name == "blocks" else s[name] for s in (stored, reduced))
+        at, to = (jax.tree.map(layer_spec, s[name]) if is_stacked(name) else s[name] for s in (stored, reduced))
         return jax.tree.map(lambda dtype, at, to, w: use(w, dtype, at, to), dtypes[name], at, to, part)
 
     return gather
@@ -77,4 +78,4 @@ def shard_shape(w: Array, stored: P, reduced: P) -> tuple[int, ...]:
 
 
 def _dtypes(config: Config) -> Tree:
-    return compute_dtypes(decoder_params(config.model), config.model.dtype)
+    return compute_dtypes(model_params(config.model), config.model.dtype)

@@ -138,7 +138,7 @@ def host_batch(config: Config, seed: int) -> dict[str, NDArray[np.int32]]:
 
 def _natural(tree: HostTree, config: Config) -> HostTree:
     """Layers in the model's order, without empty places."""
-    blocks = reorder_layers(tree["blocks"], layer_places(config), range(config.model.n_layers))
+    blocks = reorder_layers(tree["blocks"], layer_places(config), range(config.model.n_blocks))
     return {**tree, "blocks": jax.device_get(blocks)}
 
 
