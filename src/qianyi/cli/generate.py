@@ -69,9 +69,18 @@ def run_model(path: Path, prompts: list[str], max_tokens: int, stream: bool, **s
         return ids
 
     with jax.set_mesh(make_mesh(LayoutConfig(), jax.devices()[:1])):
-        params = jax.device_put(found.params)
-        writer = Writer(found.model, params, found.tokenizer, read, found.end_tokens, lambda _: None)
+        _move_to_device(found.params)
+        writer = Writer(found.model, found.params, found.tokenizer, read, found.end_tokens, lambda _: None)
         _write(writer, prompts, max_tokens, stream, **sampling)
+
+
+def _move_to_device(params: Tree) -> None:
+    """One array after the other, so that memory never holds all of them twice."""
+    for name, node in params.items():
+        if isinstance(node, dict):
+            _move_to_device(node)
+        else:
+            params[name] = jax.block_until_ready(jax.device_put(node))
 
 
 def _write(writer: Writer, prompts: list[str], max_tokens: int, stream: bool, **sampling: Any) -> None:
