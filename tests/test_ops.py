@@ -123,7 +123,7 @@ def test_streamed_text_never_shows_half_a_character() -> None:
     tokenizer = train_tokenizer(["plain words only"] * 20, 270)
     text = "千亿 🌙 is bright"
     ids = tokenizer.encode(text).ids
-    pieces = list(stream_text(tokenizer, iter([*ids, 0, 99]), end=0))
+    pieces = list(stream_text(tokenizer, [0], iter([*ids, 0, 99]), frozenset({0})))
     assert "".join(pieces) == text and len(pieces) > 5
     assert not any("\ufffd" in piece for piece in pieces)
 

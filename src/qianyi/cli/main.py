@@ -103,7 +103,7 @@ def evaluate(
 
 @app.command()
 def generate(
-    recipe: Recipe,
+    source: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, a .gguf file or a Hugging Face directory.")],
     overrides: Overrides = None,
     prompt: Annotated[list[str] | None, typer.Option(help="How the text begins; may be given several times.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
@@ -114,11 +114,34 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
 ) -> None:
-    """Continue a prompt with the newest checkpoint."""
-    _check_first(recipe, overrides)
-    from qianyi.cli import generate
+    """Continue a prompt with the newest checkpoint of a run, or with a model from a file."""
+    prompts, sampling = prompt or [""], {"temperature": temperature, "top_p": top_p, "seed": seed}
+    if _is_model(source):
+        from qianyi.errors import ConfigError
 
-    generate.run(recipe, overrides or [], prompt or [""], max_tokens, temperature, top_p, seed, stream)
+        if overrides:
+            raise ConfigError(f"{source} is a model, not a recipe; {overrides[0]} would change nothing")
+        from qianyi.cli import generate
+
+        generate.run_model(Path(source), prompts, max_tokens, stream, **sampling)
+    else:
+        _check_first(source, overrides)
+        from qianyi.cli import generate
+
+        generate.run_recipe(source, overrides or [], prompts, max_tokens, stream, **sampling)
+
+
+@app.command()
+def export(
+    recipe: Recipe,
+    directory: Annotated[Path, typer.Option("--to", metavar="DIR", help="The directory to write.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write the newest checkpoint as a Hugging Face directory, which `transformers` loads."""
+    _check_first(recipe, overrides)
+    from qianyi.cli import export
+
+    export.run(recipe, overrides or [], directory)
 
 
 @app.command()
@@ -154,6 +177,12 @@ def list_() -> None:
     from qianyi.cli import data
 
     data.list_builtin()
+
+
+def _is_model(source: str) -> bool:
+    """A file or directory with weights, not a recipe."""
+    path = Path(source)
+    return path.suffix == ".gguf" or (path / "config.json").is_file()
 
 
 def _check_first(recipe: str, overrides: list[str] | None) -> None:

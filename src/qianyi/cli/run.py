@@ -1,4 +1,4 @@
-"""What `train`, `eval` and `generate` share: a checked recipe on a running backend, and its data."""
+"""What `train`, `eval`, `generate` and `export` share: a checked recipe on a running backend, and its data."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,15 +10,17 @@ from tokenizers import Tokenizer
 
 from qianyi.config.check import check
 from qianyi.config.load import Resolved, load
-from qianyi.config.schema import Config
+from qianyi.config.schema import Config, LayoutConfig
 from qianyi.data.load import TrainingData, ValidationData
 from qianyi.data.prepare import tokenizer_path
 from qianyi.data.tokenizer import load_tokenizer, token_bytes
 from qianyi.errors import CheckpointError
+from qianyi.model.param import Tree
 from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import batch_spec
 from qianyi.parallel.runtime import initialize
 from qianyi.train.checkpoint import Checkpoints, Record, make_record
+from qianyi.train.state import abstract_state
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,16 @@ class Session:
                 f"{directory}: no checkpoint there; `qianyi train` writes one, or set run.dir to the run's directory"
             )
         return Checkpoints(directory, self.config.checkpoint)
+
+
+def restore_params(session: Session, mesh: Mesh) -> tuple[Tree, int]:
+    """The newest parameters, whole on the one device of the mesh, and the steps that they were trained."""
+    checkpoints = session.checkpoints(must_exist=True)
+    one_device = session.config.model_copy(update={"layout": LayoutConfig()})
+    record = make_record(one_device, session.training_data.record)
+    state = checkpoints.restore(abstract_state(one_device, mesh), record)
+    checkpoints.close()
+    return state.params, int(state.step)
 
 
 def begin(recipe: str, overrides: list[str]) -> Session:

@@ -1,200 +1,274 @@
-"""Parameter names of Hugging Face `transformers`, as data: one table per family, used in both directions.
+"""How parameters of ours and tensors of a file become each other, as data: one table per family of models, used in both directions.
 
-An entry says which of our parameters make one Hugging Face tensor and how its dims relate, in the notation
-`D H K -> (H K) D`: ours on the left, theirs on the right, letters in parentheses flattened together. Where several of ours
-are one of theirs, they are concatenated along `concat_dim` of the right side.
+A table is made of
+
+Entry      parameters of ours that are one tensor of theirs, and how dims relate: `D H K -> (H K) D` has ours on the left, theirs on the
+           right, letters in parentheses flattened together. Where several of ours are one of theirs, `*` on the right counts them:
+           `D (* H K)` has one after the other, `(H * K) D` has them by turns, head by head; ours may then differ in the sizes after `*`.
+Constant   a tensor of theirs that says nothing
+Fixed      a parameter of ours that they lack
+
+What dims cannot say is a `Change` of one parameter: `interleaved`, `skip_rows`, `plus`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
-from qianyi.model.param import Param, Tree
-from qianyi.model.transformer import model_params
+from qianyi.model.param import Param, Tree, map_params
 
-Tensor = NDArray[np.float32]
+Tensor = NDArray[Any]
+"""Ours are float32; theirs may be of any floating type."""
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Two functions that undo each other, of one array in our dims."""
+
+    to_theirs: Callable[[Tensor], Tensor]
+    to_ours: Callable[[Tensor], Tensor]
+    their_shape: Callable[[Shape], Shape] = lambda shape: shape
+
+
+def plus(constant: float) -> Change:
+    """Ours is theirs plus a constant (Gemma: scales of norms are stored less one)."""
+    return Change(lambda ours: ours - constant, lambda theirs: theirs + constant)
+
+
+def skip_rows(n: int) -> Change:
+    """Theirs has n rows before the first of ours (OPT: positions begin at 2); they are written as zeros."""
+    return Change(
+        lambda ours: np.concatenate([np.zeros((n, *ours.shape[1:]), ours.dtype), ours]),
+        lambda theirs: theirs[n:],
+        lambda shape: (shape[0] + n, *shape[1:]),
+    )
+
+
+def interleaved(width: int | None = None) -> Change:
+    """Rotary pairs of the last dim: ours are (i, i + K/2), theirs are (2i, 2i + 1) (GGUF's Llama, Cohere, DeepSeek).
+
+    Args:
+        width: only the last so many columns carry positions; None: all.
+    """
+
+    def turn(columns: Tensor, rows: int) -> Tensor:
+        """[..., K] as a matrix [rows, K / rows], transposed."""
+        K = columns.shape[-1]
+        return columns.reshape(*columns.shape[:-1], rows, K // rows).swapaxes(-1, -2).reshape(columns.shape)
+
+    def change(array: Tensor, rows: Callable[[int], int]) -> Tensor:
+        K = width or array.shape[-1]
+        kept, turned = array[..., :-K], array[..., -K:]
+        return np.concatenate([kept, turn(turned, rows(K))], axis=-1)
+
+    return Change(lambda ours: change(ours, lambda K: 2), lambda theirs: change(theirs, lambda K: K // 2))
+
+
+SAME = Change(lambda ours: ours, lambda theirs: theirs)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One Hugging Face tensor, or one per layer where its name has `{layer}`."""
+    """One tensor of theirs, or as many as there are layers and experts where its name has `{layer}` and `{expert}`."""
 
     theirs: str
     ours: tuple[str, ...]
-    """Paths in our parameter tree."""
+    """Paths in our tree of parameters."""
     dims: str
-    concat_dim: int = 0
+    """Of one layer (and expert), after `changes`."""
+    changes: tuple[Change, ...] = ()
+    """One for each of `ours`; none: as they are."""
+    first_layer: int = 0
+    """Their number of our layer 0 (of a stack that another precedes)."""
+
+    @property
+    def parts(self) -> list[tuple[str, Change]]:
+        return list(zip(self.ours, self.changes or (SAME,) * len(self.ours), strict=True))
 
 
-GPT2 = (
-    Entry("transformer.wte.weight", ("embedding/tokens",), "V D -> V D"),
-    Entry("transformer.wpe.weight", ("embedding/positions",), "T D -> T D"),
-    Entry("transformer.h.{layer}.ln_1.weight", ("blocks/attn_norm/scale",), "D -> D"),
-    Entry("transformer.h.{layer}.ln_1.bias", ("blocks/attn_norm/bias",), "D -> D"),
-    Entry(
-        "transformer.h.{layer}.attn.c_attn.weight",
-        ("blocks/attn/query", "blocks/attn/key", "blocks/attn/value"),
-        "D H K -> D (H K)",
-        concat_dim=1,
-    ),
-    Entry(
-        "transformer.h.{layer}.attn.c_attn.bias",
-        ("blocks/attn/query_bias", "blocks/attn/key_bias", "blocks/attn/value_bias"),
-        "H K -> (H K)",
-    ),
-    Entry("transformer.h.{layer}.attn.c_proj.weight", ("blocks/attn/out",), "H K D -> (H K) D"),
-    Entry("transformer.h.{layer}.attn.c_proj.bias", ("blocks/attn/out_bias",), "D -> D"),
-    Entry("transformer.h.{layer}.ln_2.weight", ("blocks/mlp_norm/scale",), "D -> D"),
-    Entry("transformer.h.{layer}.ln_2.bias", ("blocks/mlp_norm/bias",), "D -> D"),
-    Entry("transformer.h.{layer}.mlp.c_fc.weight", ("blocks/mlp/up",), "D F -> D F"),
-    Entry("transformer.h.{layer}.mlp.c_fc.bias", ("blocks/mlp/up_bias",), "F -> F"),
-    Entry("transformer.h.{layer}.mlp.c_proj.weight", ("blocks/mlp/down",), "F D -> F D"),
-    Entry("transformer.h.{layer}.mlp.c_proj.bias", ("blocks/mlp/down_bias",), "D -> D"),
-    Entry("transformer.ln_f.weight", ("final_norm/scale",), "D -> D"),
-    Entry("transformer.ln_f.bias", ("final_norm/bias",), "D -> D"),
-)
-"""`GPT2LMHeadModel`; its linear layers are stored input first, and the output projection is the embedding."""
+@dataclass(frozen=True)
+class Constant:
+    """Written on export, passed over on import."""
 
-LLAMA = (
-    Entry("model.embed_tokens.weight", ("embedding/tokens",), "V D -> V D"),
-    Entry("model.layers.{layer}.input_layernorm.weight", ("blocks/attn_norm/scale",), "D -> D"),
-    Entry("model.layers.{layer}.self_attn.q_proj.weight", ("blocks/attn/query",), "D H K -> (H K) D"),
-    Entry("model.layers.{layer}.self_attn.k_proj.weight", ("blocks/attn/key",), "D G K -> (G K) D"),
-    Entry("model.layers.{layer}.self_attn.v_proj.weight", ("blocks/attn/value",), "D G K -> (G K) D"),
-    Entry("model.layers.{layer}.self_attn.o_proj.weight", ("blocks/attn/out",), "H K D -> D (H K)"),
-    Entry("model.layers.{layer}.post_attention_layernorm.weight", ("blocks/mlp_norm/scale",), "D -> D"),
-    Entry("model.layers.{layer}.mlp.gate_proj.weight", ("blocks/mlp/gate",), "D F -> F D"),
-    Entry("model.layers.{layer}.mlp.up_proj.weight", ("blocks/mlp/up",), "D F -> F D"),
-    Entry("model.layers.{layer}.mlp.down_proj.weight", ("blocks/mlp/down",), "F D -> D F"),
-    Entry("model.norm.weight", ("final_norm/scale",), "D -> D"),
-    Entry("lm_head.weight", ("head/tokens",), "V D -> V D"),
-)
-"""`LlamaForCausalLM`; its linear layers are stored output first."""
+    theirs: str
+    value: Tensor
 
 
-def family(m: ModelConfig) -> tuple[Entry, ...]:
-    """The table for a model.
+@dataclass(frozen=True)
+class Fixed:
+    """This value everywhere, or the model cannot be exported."""
+
+    ours: str
+    value: float
+
+
+Table = tuple[Entry | Constant | Fixed, ...]
+
+
+def import_params(state: Mapping[str, Tensor], declared: Tree, table: Table, ignored: tuple[str, ...] = ()) -> Tree:
+    """Tensors of theirs as our parameters, float32 on the host.
+
+    Args:
+        state: may load a tensor when it is asked for; each is asked for once.
+        declared: our parameters.
+        table: of the family.
+        ignored: patterns of names that may be there and say nothing new.
 
     Raises:
-        CheckpointError: `transformers` has no model of these parts.
+        CheckpointError: a tensor is missing, has another shape than the model, or has no place in it.
     """
-    parts = (m.norm, m.mlp, m.position, m.bias)
-    if parts == ("layernorm", "gelu", "learned", True) and m.tied_embeddings:
-        return GPT2
-    if parts == ("rmsnorm", "swiglu", "rope", False):
-        return tuple(e for e in LLAMA if not (m.tied_embeddings and e.theirs == "lm_head.weight"))
-    raise CheckpointError(
-        f"no Hugging Face model has norm={m.norm}, mlp={m.mlp}, position={m.position}, bias={m.bias}, "
-        f"tied_embeddings={m.tied_embeddings}; known are GPT-2 and Llama"
-    )
+    params = map_params(lambda p: np.empty(p.shape, np.float32), declared)
+    used = {row.theirs for row in table if isinstance(row, Constant)}
+    for row in table:
+        if isinstance(row, Fixed):
+            at(params, row.ours)[...] = row.value
+        elif isinstance(row, Entry):
+            for index, name in _instances(row, declared):
+                used.add(name)
+                _read(state, name, row, params, index)
+    _require_all_ours(declared, table)
+    unknown = sorted(name for name in state.keys() - used if not any(fnmatchcase(name, pattern) for pattern in ignored))
+    if unknown:
+        raise CheckpointError(
+            f"the weights have {len(unknown)} tensors that this model has no place for: {', '.join(unknown[:3])}"
+            + (" ..." if len(unknown) > 3 else "")
+        )
+    return params
 
 
-def to_hf(params: Tree, m: ModelConfig) -> dict[str, Tensor]:
-    """Our parameters, whole and on the host, as a Hugging Face state dict."""
-    state: dict[str, Tensor] = {}
-    for entry in family(m):
-        for layer, theirs in _instances(entry, m):
-            parts = [_forward(_pick(_at(params, path), layer), entry.dims) for path in entry.ours]
-            state[theirs] = np.concatenate(parts, axis=entry.concat_dim) if len(parts) > 1 else parts[0]
-    return state
-
-
-def from_hf(state: Mapping[str, Tensor], m: ModelConfig) -> Tree:
-    """A Hugging Face state dict as our parameters.
+def export_params(params: Tree, declared: Tree, table: Table) -> Iterator[tuple[str, Tensor]]:
+    """Our parameters, whole and on the host, as names and tensors of theirs, one after the other.
 
     Raises:
-        CheckpointError: a tensor is missing or has another shape than the recipe's model.
+        CheckpointError: a parameter that they lack says something.
     """
-    declared = model_params(m)
-    found: dict[str, list[Tensor]] = {}
-    for entry in family(m):
-        for _, theirs in _instances(entry, m):
-            shapes = [_layer_shape(_at(declared, path)) for path in entry.ours]
-            for path, part, shape in zip(entry.ours, _split(state, theirs, entry, shapes), shapes, strict=True):
-                found.setdefault(path, []).append(_backward(part, entry.dims, shape))
-    return _build(declared, found, "")
+    _require_all_ours(declared, table)
+    for row in table:
+        if isinstance(row, Constant):
+            yield row.theirs, row.value
+        elif isinstance(row, Fixed):
+            if not np.all(np.asarray(at(params, row.ours)) == row.value):
+                raise CheckpointError(f"parameter {row.ours} is not {row.value} everywhere, and the file has no place for it")
+        else:
+            for index, name in _instances(row, declared):
+                parts = [change.to_theirs(np.asarray(at(params, path)[index])) for path, change in row.parts]
+                yield name, _Dims(row.dims).join(parts)
 
 
-def _instances(entry: Entry, m: ModelConfig) -> list[tuple[int | None, str]]:
-    if "{layer}" not in entry.theirs:
-        return [(None, entry.theirs)]
-    return [(layer, entry.theirs.format(layer=layer)) for layer in range(m.n_layers)]
-
-
-def _split(state: Mapping[str, Tensor], theirs: str, entry: Entry, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    wanted = [_their_shape(entry.dims, shape) for shape in shapes]
-    whole = list(wanted[0])
-    whole[entry.concat_dim] = sum(shape[entry.concat_dim] for shape in wanted)
-    if theirs not in state:
-        raise CheckpointError(f"`{theirs}` is missing in the Hugging Face weights")
-    tensor = state[theirs]
-    if list(tensor.shape) != whole:
-        raise CheckpointError(f"`{theirs}` has shape {tuple(tensor.shape)}, the recipe's model needs {tuple(whole)}")
-    stops = np.cumsum([shape[entry.concat_dim] for shape in wanted])[:-1]
-    return np.split(tensor, [int(stop) for stop in stops], axis=entry.concat_dim)
-
-
-def _parse(dims: str) -> tuple[list[str], list[list[str]]]:
-    """`D H K -> (H K) D` as ([D, H, K], [[H, K], [D]])."""
-    left, right = dims.split(" -> ")
-    groups: list[list[str]] = []
-    for chunk in right.replace("(", " ( ").replace(")", " ) ").split():
-        if chunk == "(":
-            groups.append([])
-        elif chunk != ")":
-            groups[-1].append(chunk) if _open(right, chunk) else groups.append([chunk])
-    return left.split(), groups
-
-
-def _open(right: str, letter: str) -> bool:
-    before = right[: right.index(letter)]
-    return before.count("(") > before.count(")")
-
-
-def _forward(ours: Tensor, dims: str) -> Tensor:
-    left, groups = _parse(dims)
-    order = [left.index(letter) for group in groups for letter in group]
-    return np.ascontiguousarray(ours.transpose(order).reshape(_their_shape(dims, ours.shape)))
-
-
-def _backward(theirs: Tensor, dims: str, shape: tuple[int, ...]) -> Tensor:
-    left, groups = _parse(dims)
-    letters = [letter for group in groups for letter in group]
-    apart = theirs.reshape([shape[left.index(letter)] for letter in letters])
-    return np.ascontiguousarray(apart.transpose([letters.index(letter) for letter in left]))
-
-
-def _their_shape(dims: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    left, groups = _parse(dims)
-    return tuple(math.prod(shape[left.index(letter)] for letter in group) for group in groups)
-
-
-def _layer_shape(p: Param) -> tuple[int, ...]:
-    return p.shape[1:] if p.dims[0] == "layers" else p.shape
-
-
-def _at(tree: Any, path: str) -> Any:
+def at(tree: Any, path: str) -> Any:
+    """The leaf at a path such as `blocks/attn/query`."""
     for part in path.split("/"):
         tree = tree[part]
     return tree
 
 
-def _pick(array: Tensor, layer: int | None) -> Tensor:
-    return np.asarray(array if layer is None else array[layer])
+def _instances(entry: Entry, declared: Tree) -> Iterator[tuple[tuple[int, ...], str]]:
+    """(index in our stacked parameter, their name), over layers and experts."""
+    stacked = [dim for dim in ("layer", "expert") if f"{{{dim}}}" in entry.theirs]
+    for index in np.ndindex(*at(declared, entry.ours[0]).shape[: len(stacked)]):
+        numbers = dict(zip(stacked, index, strict=True))
+        if "layer" in numbers:
+            numbers["layer"] += entry.first_layer
+        yield index, entry.theirs.format(**numbers)
 
 
-def _build(declared: Tree, found: dict[str, list[Tensor]], prefix: str) -> Tree:
-    tree: Tree = {}
-    for name, node in declared.items():
-        path = f"{prefix}{name}"
-        if isinstance(node, Param):
-            tree[name] = np.stack(found[path]) if node.dims[0] == "layers" else found[path][0]
+def _read(state: Mapping[str, Tensor], name: str, entry: Entry, params: Tree, index: tuple[int, ...]) -> None:
+    """One tensor of theirs into its places."""
+    dims = _Dims(entry.dims)
+    shapes = [change.their_shape(at(params, path)[index].shape) for path, change in entry.parts]
+    if name not in state:
+        raise CheckpointError(f"`{name}` is missing in the weights")
+    tensor = state[name]
+    if tensor.shape != dims.joined_shape(shapes):
+        raise CheckpointError(f"`{name}` has shape {tensor.shape}, the model needs {dims.joined_shape(shapes)}")
+    for (path, change), part in zip(entry.parts, dims.split(tensor, shapes), strict=True):
+        at(params, path)[index] = change.to_ours(part)
+
+
+def _require_all_ours(declared: Tree, table: Table) -> None:
+    """A table is written by hand: no parameter of the model may be forgotten in it."""
+    named = {path for row in table if isinstance(row, Entry) for path in row.ours}
+    named |= {row.ours for row in table if isinstance(row, Fixed)}
+    missing = sorted(_paths(declared) - named)
+    if missing:
+        raise CheckpointError(f"the table of names of this family has no row for {', '.join(missing)}")
+
+
+def _paths(tree: Tree, prefix: str = "") -> set[str]:
+    paths: set[str] = set()
+    for name, node in tree.items():
+        paths |= {prefix + name} if isinstance(node, Param) else _paths(node, f"{prefix}{name}/")
+    return paths
+
+
+class _Dims:
+    """`D H K -> (H * K) D`, parsed: arrays with dims D H K, to and from one with dims (H * K) D."""
+
+    def __init__(self, dims: str):
+        left, right = dims.split(" -> ")
+        self.ours = left.split()
+        self.theirs: list[list[str]] = []
+        """Letters of each of their dims, without `*`."""
+        self.axis, self.before = 0, 0
+        """The dim that has `*`, and how many of its letters stand before it; the first, where there is none."""
+        for dim, group in enumerate(_groups(right)):
+            if "*" in group:
+                self.axis, self.before = dim, group.index("*")
+            self.theirs.append([letter for letter in group if letter != "*"])
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Arrays in our dims as one in theirs."""
+        order = [self.ours.index(letter) for group in self.theirs for letter in group]
+        apart = [part.transpose(order).reshape(self._with_star(part.shape)) for part in parts]
+        whole = np.concatenate(apart, axis=self.axis + 1) if len(apart) > 1 else apart[0]
+        return np.ascontiguousarray(whole.reshape(self.joined_shape([part.shape for part in parts])))
+
+    def split(self, whole: Tensor, shapes: list[Shape]) -> list[Tensor]:
+        """An array in their dims as those in ours, of these shapes."""
+        widths = [self._with_star(shape)[self.axis + 1] for shape in shapes]
+        turns = self._with_star(shapes[0])[self.axis]
+        by_turns = whole.reshape(*whole.shape[: self.axis], turns, -1, *whole.shape[self.axis + 1 :])
+        apart = np.split(by_turns, [int(stop) for stop in np.cumsum(widths)[:-1]], axis=self.axis + 1)
+        letters = [letter for group in self.theirs for letter in group]
+        order = [letters.index(letter) for letter in self.ours]
+        return [
+            part.reshape([shape[self.ours.index(letter)] for letter in letters]).transpose(order)
+            for part, shape in zip(apart, shapes, strict=True)
+        ]
+
+    def joined_shape(self, shapes: list[Shape]) -> Shape:
+        """Their shape of parameters of ours."""
+        apart = [self._with_star(shape) for shape in shapes]
+        width = sum(shape[self.axis + 1] for shape in apart)
+        first = apart[0]
+        return (*first[: self.axis], first[self.axis] * width, *first[self.axis + 2 :])
+
+    def _with_star(self, shape: Shape) -> Shape:
+        """Their dims of one of ours, with the dim that has `*` cut in two: before and after it."""
+        sizes = [[shape[self.ours.index(letter)] for letter in group] for group in self.theirs]
+        starred = sizes[self.axis]
+        cut = [math.prod(starred[: self.before]), math.prod(starred[self.before :])]
+        return (*map(math.prod, sizes[: self.axis]), *cut, *map(math.prod, sizes[self.axis + 1 :]))
+
+
+def _groups(right: str) -> Iterator[list[str]]:
+    """`D (H K)` as [D], [H, K]."""
+    group: list[str] | None = None
+    for word in right.replace("(", " ( ").replace(")", " ) ").split():
+        if word == "(":
+            group = []
+        elif word == ")":
+            assert group is not None
+            yield group
+            group = None
+        elif group is None:
+            yield [word]
         else:
-            tree[name] = _build(node, found, f"{path}/")
-    return tree
+            group.append(word)

@@ -18,7 +18,7 @@ from qianyi.model.transformer import Cache, decoder_extend, empty_cache, model_p
 Extend = Callable[[Tree, Array, Array, Cache], tuple[Array, Cache]]
 
 _MIN_BUCKET = 16
-"""Prompts are padded to a power of two at least this long, so that few programs are compiled."""
+"""Prompts and caches are padded to a power of two at least this long, so that few programs are compiled."""
 
 
 def make_extend(m: ModelConfig) -> Extend:
@@ -62,11 +62,10 @@ def generate_tokens(
     if len(prompt) >= m.max_seq_len:
         raise DataError(f"the prompt has {len(prompt)} tokens; model.max_seq_len is {m.max_seq_len}: shorten the prompt")
     length = min(m.max_seq_len, len(prompt) + max_tokens)
-    padded = min(max(_MIN_BUCKET, 1 << (len(prompt) - 1).bit_length()), m.max_seq_len)
-    tokens = np.zeros((1, padded), np.int32)
+    tokens = np.zeros((1, _bucket(len(prompt), m)), np.int32)
     tokens[0, : len(prompt)] = prompt
     # Positions after the prompt hold padding; each is overwritten before any query may look at it.
-    logits, cache = extend(params, jnp.asarray(tokens), jnp.int32(0), empty_cache(m, 1, m.max_seq_len))
+    logits, cache = extend(params, jnp.asarray(tokens), jnp.int32(0), empty_cache(m, 1, _bucket(length, m)))
     last = logits[0, len(prompt) - 1]
     key = jax.random.key(seed)
     for position in range(len(prompt), length):
@@ -75,6 +74,10 @@ def generate_tokens(
         if position + 1 < length:
             logits, cache = extend(params, jnp.full((1, 1), token, jnp.int32), jnp.int32(position), cache)
             last = logits[0, 0]
+
+
+def _bucket(length: int, m: ModelConfig) -> int:
+    return min(max(_MIN_BUCKET, 1 << (length - 1).bit_length()), m.max_seq_len)
 
 
 @jax.jit
@@ -88,12 +91,19 @@ def sample(logits: Array, key: Array, temperature: float, top_p: float) -> Array
     return jnp.where(temperature == 0, jnp.argmax(logits), drawn)
 
 
-def stream_text(tokenizer: Tokenizer, tokens: Iterator[int], end: int) -> Iterator[str]:
-    """Text as it becomes complete: a character whose bytes are spread over tokens is held back until it is whole."""
-    ids: list[int] = []
-    shown = 0
+def stream_text(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int], end: frozenset[int]) -> Iterator[str]:
+    """Text as it becomes complete: a character whose bytes are spread over tokens is held back until it is whole.
+
+    Args:
+        tokenizer: of the model.
+        prompt: what the tokens continue; a tokenizer may write the first token of a text differently.
+        tokens: from `generate_tokens`.
+        end: tokens that end the text.
+    """
+    ids = list(prompt)
+    shown = len(tokenizer.decode(ids, skip_special_tokens=True))
     for token in tokens:
-        if token == end:
+        if token in end:
             break
         ids.append(token)
         text = tokenizer.decode(ids, skip_special_tokens=True)
