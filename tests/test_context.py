@@ -40,22 +40,32 @@ def tensors(length: int) -> tuple[Array, ...]:
     return tuple(jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["one document", "documents"])
+@pytest.mark.parametrize("kind", ["plain", "documents", "window", "slopes and cap"])
 @pytest.mark.parametrize("ring", [True, False], ids=["ring", "gather"])
-def test_split_equals_whole(ring: bool, masked: bool) -> None:
+def test_split_equals_whole(ring: bool, kind: str) -> None:
     q, k, v, d_out = tensors(64)
     documents = jnp.cumsum(jax.random.bernoulli(jax.random.key(1), 0.1, (2, 64)), axis=1).astype(jnp.int32)
+    distance = jnp.arange(64)[:, None] - jnp.arange(64)[None, :]
+    slopes = jnp.asarray([0.5, 0.25, 0.1, 0.01])
+    mask, bias = (distance >= 0)[None], None
+    if kind == "documents":
+        mask = mask & (documents[:, :, None] == documents[:, None, :])
+    if kind == "window":
+        mask = mask & (distance < 11)
+    if kind == "slopes and cap":
+        bias = -slopes[:, None, None] * distance
+    pattern = Pattern(window=11 if kind == "window" else None, cap=2.0 if kind == "slopes and cap" else None)
 
     def reference(q: Array, k: Array, v: Array) -> Array:
-        mask = jnp.tril(jnp.ones((64, 64), bool))[None]
-        if masked:
-            mask = mask & (documents[:, :, None] == documents[:, None, :])
-        return reference_attention(q, k, v, mask)
+        return reference_attention(q, k, v, mask, bias, pattern.cap)
 
     def part(q: Array, k: Array, v: Array, d_out: Array, documents: Array) -> tuple[Array, ...]:
-        out, pull = jax.vjp(
-            lambda *qkv: context_attention(*qkv, Pattern(), Context(documents if masked else None), ring), q, k, v
+        context = Context(
+            documents=documents if kind == "documents" else None,
+            positions=sequence_positions(64) if kind in {"window", "slopes and cap"} else None,
+            slopes=slopes if kind == "slopes and cap" else None,
         )
+        out, pull = jax.vjp(lambda *qkv: context_attention(*qkv, pattern, context, ring), q, k, v)
         return out, *pull(d_out)
 
     expected, pull = jax.vjp(reference, q, k, v)

@@ -33,16 +33,17 @@ def attention_params(m: ModelConfig) -> Tree:
     if m.latent is not None:
         return _latent_params(m, m.latent)
     D, H, G, K = m.d_model, m.n_heads, m.kv_heads, m.d_head
+    kv_heads = "kv_heads" if G > 1 else "one_head"
     params: Tree = {
         "query": Param((D, H, K), ("embed", "heads", "head_dim"), _query_std(m, D)),
-        "key": Param((D, G, K), ("embed", "kv_heads", "head_dim"), init_std(m, D)),
-        "value": Param((D, G, K), ("embed", "kv_heads", "head_dim"), init_std(m, D) * deepnorm_gain(m)),
+        "key": Param((D, G, K), ("embed", kv_heads, "head_dim"), init_std(m, D)),
+        "value": Param((D, G, K), ("embed", kv_heads, "head_dim"), init_std(m, D) * deepnorm_gain(m)),
         "out": Param((H, K, D), ("heads", "head_dim", "embed"), residual_std(m, H * K)),
     }
     if m.bias:
         params["query_bias"] = Param((H, K), ("heads", "head_dim"), kind="vector")
-        params["key_bias"] = Param((G, K), ("kv_heads", "head_dim"), kind="vector")
-        params["value_bias"] = Param((G, K), ("kv_heads", "head_dim"), kind="vector")
+        params["key_bias"] = Param((G, K), (kv_heads, "head_dim"), kind="vector")
+        params["value_bias"] = Param((G, K), (kv_heads, "head_dim"), kind="vector")
         params["out_bias"] = Param((D,), ("residual",), kind="vector")
     if m.attention.qk_norm:
         params["query_norm"] = Param((K,), ("head_dim",), mean=1.0, kind="vector")

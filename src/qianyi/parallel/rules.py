@@ -61,6 +61,8 @@ def make_rules(layout: LayoutConfig, *, gradients: bool = False) -> Rules:
             "vocab": ("model",),
             "heads": ("model",),
             "kv_heads": ("model",),
+            # Multi-query attention: every device of `model` has the one head, and sums its gradient.
+            "one_head": (),
             "ffn": ("model",),
             "experts": ("expert",),
             "embed": SHARDING_AXES if sharded else (),

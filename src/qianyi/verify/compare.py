@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     """What a layout computed, on the host, layers in the order of the model."""
 
     losses: dict[str, float]
-    """Of the first batch: loss, z_loss, balance_loss, grad_norm."""
+    """Of the first batch: loss, z_loss, balance_loss, sentence_loss, grad_norm."""
     gradients: HostTree
     initial: HostTree
     """Parameters before the first step."""
@@ -65,7 +65,7 @@ class Runner:
         return _natural(jax.device_get(self._first.gradients), self.config)
 
     def value(self, name: str) -> float:
-        """A scalar of the first batch: loss, z_loss, balance_loss, grad_norm."""
+        """A scalar of the first batch: loss, z_loss, balance_loss, sentence_loss, grad_norm."""
         return float(getattr(self._first, name))
 
     def text(self) -> str:
@@ -89,7 +89,7 @@ class Runner:
             training.append(float(out.loss))
             state = update(state, out.gradients, out.grad_norm)
             after.append(jax.tree.map(np.subtract, self._params(state), before))
-        losses = {name: self.value(name) for name in ("loss", "z_loss", "balance_loss", "grad_norm")}
+        losses = {name: self.value(name) for name in ("loss", "z_loss", "balance_loss", "sentence_loss", "grad_norm")}
         return Outcome(losses, self.gradients(), before, after[0], training, after[-1])
 
     def _compile_update(self, config: Config) -> Any:
@@ -133,7 +133,24 @@ def host_batch(config: Config, seed: int) -> dict[str, NDArray[np.int32]]:
     batch = {"inputs": tokens[:, :-1], "targets": targets}
     if train.document_mask:
         batch["documents"] = np.cumsum(random.random(targets.shape) < 0.1, axis=1).astype(np.int32)
-    return batch
+    return batch | _family_rows(config, random)
+
+
+def _family_rows(config: Config, random: np.random.Generator) -> dict[str, NDArray[np.int32]]:
+    """What batches of the model's family have beside tokens and targets."""
+    m, n, length = config.model, config.train.batch_size, config.train.seq_len
+    ends = random.integers(length // 2, length + 1, (n, 1))
+    padding = (np.arange(length)[None] >= ends).astype(np.int32)
+    rows: dict[str, NDArray[np.int32]] = {}
+    if m.kind == "encoder":
+        rows["documents"] = padding
+    if m.segments:
+        rows["segments"] = (np.arange(length)[None] >= ends // 2).astype(np.int32) % m.segments
+    if m.sentence_head:
+        rows["sentence"] = np.where(random.random((n, 1)) < 0.2, -1, random.integers(0, 2, (n, 1))).astype(np.int32)
+    if m.kind == "encoder_decoder":
+        rows |= {"sources": random.integers(0, m.vocab_size, (n, length)).astype(np.int32), "source_documents": padding}
+    return rows
 
 
 def _natural(tree: HostTree, config: Config) -> HostTree:

@@ -2,7 +2,7 @@
 
 import math
 
-from qianyi.config.schema import Config, LayoutConfig, ModelConfig, MoEConfig
+from qianyi.config.schema import AttentionConfig, Config, LayoutConfig, ModelConfig, MoEConfig
 
 HEAD_DIM = 8
 MAX_BATCH_ROWS = 4
@@ -12,9 +12,9 @@ MAX_BATCH_ROWS = 4
 def shrink(config: Config, layout: LayoutConfig) -> Config:
     """The recipe at a size that one core computes in seconds.
 
-    Kept: the kinds of norm, feed-forward, position, bias and tying; how many query heads share a key/value head; how many
-    experts, how many are chosen and shared, dropping and balancing; recomputation, precision, z-loss, document mask; optimizer and
-    schedule; that layers do not divide evenly over stages. Made small: width, depth, vocabulary, sequence, batch.
+    Kept: the kinds of norm, feed-forward, position, bias and tying; how many query heads share a key/value head, windows, latent
+    vectors; how many experts are chosen and shared, groups, dropping and balancing; recomputation, precision, z-loss, document mask;
+    optimizer and schedule; that layers do not divide evenly over stages. Made small: width, depth, vocabulary, sequence, batch.
     """
     model = _shrink_model(config, layout)
     parts = 2 * layout.context * layout.model  # every device has at least a token of each half
@@ -49,28 +49,51 @@ def shrink(config: Config, layout: LayoutConfig) -> Config:
 def _shrink_model(config: Config, layout: LayoutConfig) -> ModelConfig:
     m = config.model
     shared = m.n_heads // m.kv_heads
-    kv_heads = layout.model * (1 if shared > 1 else 2)
-    n_heads = kv_heads * shared
+    kv_heads = 1 if m.kv_heads == 1 else layout.model * (1 if shared > 1 else 2)
+    n_heads = 2 * layout.model if kv_heads == 1 else kv_heads * shared
     width = 16 * math.lcm(layout.data * layout.context, layout.model)
     virtual = layout.stage * layout.chunks
-    uneven = m.n_layers % virtual != 0
+    uneven = m.n_blocks % virtual != 0
+    n_dense = min(m.n_layers - m.n_blocks, 1)
+    n_blocks = max(2, virtual + 1) if uneven else 2 * virtual
     return m.model_copy(
         update={
             "vocab_size": 64 * layout.model,
-            "n_layers": max(2, virtual + 1) if uneven else 2 * virtual,
+            "n_layers": n_dense + n_blocks,
+            "n_encoder_layers": None if m.n_encoder_layers is None else 3,
             "d_model": width,
             "n_heads": n_heads,
             "n_kv_heads": None if m.n_kv_heads is None else kv_heads,
             "head_dim": HEAD_DIM,
             "d_ff": 24 * layout.model,
-            "moe": _shrink_experts(m.moe, layout),
+            "moe": _shrink_experts(m.moe, layout, n_dense),
+            "attention": _shrink_attention(m.attention, layout),
         }
     )
 
 
-def _shrink_experts(moe: MoEConfig, layout: LayoutConfig) -> MoEConfig:
+def _shrink_experts(moe: MoEConfig, layout: LayoutConfig, n_dense: int) -> MoEConfig:
     if not moe.n_experts:
         return moe
     fewest = max(2 * moe.experts_per_token, layout.expert, 4)
-    n_experts = min(moe.n_experts, fewest + -fewest % layout.expert)
-    return moe.model_copy(update={"n_experts": n_experts, "group_tokens": 8})
+    groups = min(moe.groups, 2)
+    n_experts = min(moe.n_experts, fewest + -fewest % math.lcm(layout.expert, groups))
+    fewer = {"n_experts": n_experts, "dense_layers": n_dense, "groups": groups, "groups_chosen": min(moe.groups_chosen, groups)}
+    return moe.model_copy(update=fewer | {"group_tokens": 8, "d_ff": None if moe.d_ff is None else 16 * layout.model})
+
+
+def _shrink_attention(a: AttentionConfig, layout: LayoutConfig) -> AttentionConfig:
+    """Every kind of layer stays: of a window, local ones, and global ones where there are."""
+    rank = 8 * layout.data * layout.context
+    latent = {
+        "kv_rank": rank if a.latent.kv_rank else 0,
+        "query_rank": 2 * rank if a.latent.query_rank else 0,
+        "rope_dim": HEAD_DIM,
+    }
+    return a.model_copy(
+        update={
+            "window": None if a.window is None else 5,
+            "global_every": min(a.global_every, 2),
+            "latent": a.latent.model_copy(update=latent),
+        }
+    )
