@@ -1,9 +1,21 @@
-"""Lengths that an objective implies, from a config alone: how many tokens are read for a sequence, and how long its targets are."""
+"""What an objective implies, from a config alone: how many tokens are read for a sequence, how long its targets are, and which rules
+(see `qianyi.config.check`) it brings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from qianyi.config.schema import ObjectiveConfig, TrainConfig
+from qianyi.config.schema import Config, ObjectiveConfig, TrainConfig
+
+MODEL_KINDS = {
+    "causal": "decoder",
+    "prefix": "decoder",
+    "mlm": "encoder",
+    "span_corruption": "encoder_decoder",
+    "seq2seq": "encoder_decoder",
+}
+"""The kind of model that each objective trains."""
+MIN_SEQ_LEN = 8
+"""Special tokens, and some text between them, must fit."""
 
 
 class Spans(NamedTuple):
@@ -55,3 +67,63 @@ def _largest(train: TrainConfig, length: Callable[[Spans], int]) -> Spans:
     while length(spans_of(window + 1, train.objective)) <= train.seq_len:
         window += 1
     return spans_of(window, train.objective)
+
+
+def fits_model(config: Config) -> Iterator[str]:
+    """Rule: the objective, the model and the data are of one kind."""
+    kind, model = config.train.objective.kind, config.model.kind
+    if model != MODEL_KINDS[kind]:
+        kinds = " or ".join(k for k, m in MODEL_KINDS.items() if m == model)
+        yield (
+            f"train.objective.kind={kind} trains a model.kind={MODEL_KINDS[kind]}, not {model}; set that, or "
+            f"train.objective.kind={kinds}"
+        )
+    if kind != "causal" and config.train.document_mask:
+        yield f"train.document_mask goes with train.objective.kind=causal, not {kind}; leave it out"
+    if kind == "seq2seq" and config.data.target_key is None:
+        yield "train.objective.kind=seq2seq needs pairs: data.target_key names the field of their targets"
+    if kind != "seq2seq" and config.data.target_key is not None:
+        yield f"data.target_key={config.data.target_key} makes pairs, which train.objective.kind={kind} does not know; leave it out"
+
+
+def without_effect(config: Config) -> Iterator[str]:
+    """Rule: settings of another objective would change nothing."""
+    objective = config.train.objective
+    spans = objective.kind == "span_corruption" or (objective.kind == "prefix" and objective.blank_fraction > 0)
+    read = {
+        "mask_fraction": spans or objective.kind == "mlm",
+        "mean_span": spans,
+        "sentence": objective.kind == "mlm",
+        "target_len": objective.kind in {"span_corruption", "seq2seq"},
+        "blank_fraction": objective.kind == "prefix",
+    }
+    for name, is_read in read.items():
+        value = getattr(objective, name)
+        if not is_read and value != ObjectiveConfig.model_fields[name].default:
+            yield f"train.objective.{name}={value} changes nothing with train.objective.kind={objective.kind}; leave it out"
+
+
+def lengths_fit(config: Config) -> Iterator[str]:
+    """Rule: sources and targets have room, and targets split over devices."""
+    train, layout, objective = config.train, config.layout, config.train.objective
+    if objective.kind != "causal" and train.seq_len < MIN_SEQ_LEN:
+        yield f"train.seq_len={train.seq_len} is too short for train.objective.kind={objective.kind}; use {MIN_SEQ_LEN} or more"
+        return
+    length = target_length(train)
+    if objective.kind == "seq2seq" and length is None:
+        yield f"train.objective.kind=seq2seq needs train.objective.target_len, such as {train.seq_len}"
+    if length is None:
+        return
+    if objective.kind == "span_corruption" and length < (needed := needed_target_length(train)):
+        yield (
+            f"train.objective.target_len={length} is too small: what is masked for train.seq_len={train.seq_len} (mask_fraction "
+            f"{objective.mask_fraction}, mean_span {objective.mean_span}) takes {needed} tokens; use {needed} or more"
+        )
+    if length > config.model.max_seq_len:
+        yield f"train.objective.target_len={length} is longer than model.max_seq_len={config.model.max_seq_len}"
+    parts = layout.model * layout.context * (2 if layout.context > 1 else 1)
+    if length % parts:
+        yield (
+            f"layout.model={layout.model} and layout.context={layout.context} split a target into {parts} parts, which do not divide "
+            f"train.objective.target_len={length}; use {length + -length % parts}"
+        )

@@ -108,13 +108,10 @@ class TrainingData:
                 counts += np.bincount(stream.read(start, min(start + BLOCK_TOKENS, len(stream))), minlength=vocab_size)
         return counts
 
-    def target_counts(self, vocab_size: int, steps: int) -> NDArray[np.int64]:
-        """[vocab]: how often each token is a target in the first steps."""
-        counts = np.zeros(vocab_size, np.int64)
-        for step in range(steps):
-            targets = self.rows(step, range(self.batch_size))["targets"]
-            counts += np.bincount(targets[targets >= 0], minlength=vocab_size)
-        return counts
+    def target_counts(self, vocab_size: int, sequences: int) -> NDArray[np.int64]:
+        """[vocab]: how often each token is a target in so many sequences from the first on."""
+        targets = np.concatenate([self._row(element)["targets"] for element in range(sequences)])
+        return np.bincount(targets[targets >= 0], minlength=vocab_size)
 
     def batches(self, sharding: NamedSharding, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps [start, stop) on the devices; the next ones are read in the background.
@@ -135,19 +132,17 @@ class ValidationData:
     def __init__(self, data: DataConfig, train: TrainConfig, token_bytes: NDArray[np.int32]):
         shards_dir = Path(data.dir) / "shards"
         manifest, streams = _open(shards_dir, "validation")
-        self._objective, self._batch_size, self._token_bytes = (
-            make_objective(train, manifest, shards_dir),
-            train.batch_size,
-            token_bytes,
-        )
+        self._objective, self._batch_size = make_objective(train, manifest, shards_dir), train.batch_size
+        self._token_bytes = token_bytes if train.objective.kind == "causal" else None
         windows = [self._objective.windows(stream, partial=True) for stream in streams.values()]
         self._places = [(part, i) for part in windows for i in range(len(part))]
 
-    def batches(self, sharding: NamedSharding, limit: int | None = None) -> Iterator[tuple[Batch, int]]:
-        """(batch on the devices, UTF-8 bytes that its targets stand for), `limit` batches at most."""
+    def batches(self, sharding: NamedSharding, limit: int | None = None) -> Iterator[tuple[Batch, int | None]]:
+        """(batch on the devices, UTF-8 bytes that its targets stand for, None where not all text is a target), `limit` batches at most."""
         rows = range(self._batch_size)
         for host in self.host_batches(limit):
-            yield _place(host, rows, self._batch_size, sharding), self.bytes_of(host["targets"])
+            n_bytes = None if self._token_bytes is None else bytes_of(host["targets"], self._token_bytes)
+            yield _place(host, rows, self._batch_size, sharding), n_bytes
 
     def host_batches(self, limit: int | None = None) -> Iterator[HostBatch]:
         """Batches of whole rows; the last is filled up with rows that are not scored."""
@@ -168,10 +163,6 @@ class ValidationData:
     def _window(self, place: int) -> Tokens:
         windows, i = self._places[place]
         return windows[i]
-
-    def bytes_of(self, targets: NDArray[np.int32]) -> int:
-        """UTF-8 bytes of the text that scored targets stand for."""
-        return int(self._token_bytes[targets[targets >= 0]].sum())
 
 
 def _open(shards: Path, split: str) -> tuple[dict[str, Any], dict[str, TokenStream]]:
@@ -200,6 +191,11 @@ def _other_than(window: Tokens, draw: Callable[[], Tokens]) -> Tokens:
             break
         drawn = draw()
     return drawn
+
+
+def bytes_of(targets: NDArray[np.int32], token_bytes: NDArray[np.int32]) -> int:
+    """UTF-8 bytes of the text that scored targets stand for."""
+    return int(token_bytes[targets[targets >= 0]].sum())
 
 
 def local_rows(indices: Iterable[Index], batch_size: int) -> range:

@@ -66,8 +66,8 @@ class Terminal:
 
     def evaluation(self, event: EvalEvent) -> None:
         self._validation = (
-            f"validation at step {event.step}: loss {event.loss:.4f}, perplexity {event.perplexity:.1f}, "
-            f"{event.bits_per_byte:.4f} bits per byte"
+            f"validation at step {event.step}: loss {event.loss:.4f}, perplexity {event.perplexity:.1f}, accuracy {event.accuracy:.1%}"
+            + ("" if event.bits_per_byte is None else f", {event.bits_per_byte:.4f} bits per byte")
         )
         if self._live is None:
             self._print(f"{self._validation} ({event.tokens:,} tokens, {duration(event.seconds)})")
