@@ -131,10 +131,10 @@ class ValidationData:
 
     def __init__(self, data: DataConfig, train: TrainConfig, token_bytes: NDArray[np.int32]):
         shards_dir = Path(data.dir) / "shards"
-        manifest, streams = _open(shards_dir, "validation")
+        manifest, self._streams = _open(shards_dir, "validation")
         self._objective, self._batch_size = make_objective(train, manifest, shards_dir), train.batch_size
         self._token_bytes = token_bytes if train.objective.kind == "causal" else None
-        windows = [self._objective.windows(stream, partial=True) for stream in streams.values()]
+        windows = [self._objective.windows(stream, partial=True) for stream in self._streams.values()]
         self._places = [(part, i) for part in windows for i in range(len(part))]
 
     def batches(self, sharding: NamedSharding, limit: int | None = None) -> Iterator[tuple[Batch, int | None]]:
