@@ -11,6 +11,7 @@ from qianyi.config.schema import ObjectiveConfig, TrainConfig
 from qianyi.data.masked import MaskedTokens
 from qianyi.data.spans import Prefix, SpanCorruption, random_spans
 from qianyi.data.special import NAMES, SpecialTokens
+from qianyi.data.windows import Chance
 
 END, VOCAB = 0, 1000
 ROLES = {role: 1 + i for i, role in enumerate(NAMES)}
@@ -30,6 +31,11 @@ def window(seed: int, length: int) -> np.ndarray:
     return tokens
 
 
+def chance(seed: list[int], other: np.ndarray) -> Chance:
+    """In which the other window is this one."""
+    return Chance(seed, lambda _: other, 1)
+
+
 def near(share: float, expected: float, draws: int) -> bool:
     """Within four standard deviations of a binomial share."""
     return abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / draws)
@@ -44,7 +50,7 @@ def masked_rows(n: int, **objective: Any) -> list[tuple[np.ndarray, np.ndarray, 
     made = MaskedTokens(train, SPECIAL, END, VOCAB)
     length = 126 if train.objective.sentence == "none" else 125
     return [
-        (w, o, made.row(w, np.random.default_rng([1, i]), lambda o=o: o))
+        (w, o, made.row(w, chance([1, i], o)))
         for i, (w, o) in enumerate((window(2 * i, length), window(2 * i + 1, length)) for i in range(n))
     ]
 
@@ -121,19 +127,19 @@ def test_two_segments_and_their_answer(sentence: str) -> None:
 
 def test_short_windows_are_padded_and_padding_is_told_apart() -> None:
     made = MaskedTokens(settings("mlm", 32, sentence="next"), SPECIAL, END, VOCAB)
-    row = made.row(window(0, 9), np.random.default_rng(0), lambda: window(1, 29))
+    row = made.row(window(0, 9), chance([0], window(1, 29)))
     assert row["documents"].tolist() == [0] * 12 + [1] * 20
     assert (row["inputs"][12:] == ROLES["padding"]).all() and (row["targets"][12:] == -1).all()
     assert all(a.dtype == np.int32 for a in row.values())
     one_word_a_text = np.array([END, 500, END, 501, END], np.int32)
-    assert made.row(one_word_a_text, np.random.default_rng(0), lambda: window(1, 29))["sentence"].tolist() == [-1]
+    assert made.row(one_word_a_text, chance([0], window(1, 29)))["sentence"].tolist() == [-1]
 
 
 # Span corruption
 
 
 def corrupted(w: np.ndarray, train: TrainConfig, seed: int) -> dict[str, np.ndarray]:
-    return SpanCorruption(train, SPECIAL, END).row(w, np.random.default_rng([2, seed]), lambda: w)
+    return SpanCorruption(train, SPECIAL, END).row(w, chance([2, seed], w))
 
 
 def put_together(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -239,7 +245,7 @@ def test_a_prefix_and_what_follows() -> None:
     made, seen = Prefix(train, SPECIAL, END), []
     for seed in range(1000):
         w = window(seed, 63)
-        row = made.row(w, np.random.default_rng([3, seed]), lambda w=w: w)
+        row = made.row(w, chance([3, seed], w))
         (n,) = row["prefix"]
         assert row["inputs"][n - 1] == ROLES["prefix mask"] and row["inputs"][n] == ROLES["start"]
         assert (row["targets"][:n] == -1).all() and (row["targets"][n:] >= 0).all()
@@ -256,7 +262,7 @@ def test_blanks_are_filled_after_the_text() -> None:
     assert spans.masked == round(0.15 * spans.window) and 126 <= spans.window + 2 * spans.runs <= 128
     for seed in range(400):
         w = window(seed, 127)
-        row = made.row(w, np.random.default_rng([4, seed]), lambda w=w: w)
+        row = made.row(w, chance([4, seed], w))
         (n,), scored = row["prefix"], row["targets"] >= 0
         assert not scored[:n].any() and scored[n:].sum() == spans.masked + spans.runs
         said, read = row["targets"][scored], row["inputs"][scored]
@@ -279,9 +285,9 @@ def test_blanks_are_filled_after_the_text() -> None:
 
 def test_the_mixture_of_blanks_and_prefixes() -> None:
     made = Prefix(settings("prefix", 128), SPECIAL, END)
-    rows = [made.row(window(i, 127), np.random.default_rng([5, i]), lambda: window(0, 127)) for i in range(1000)]
+    rows = [made.row(window(i, 127), chance([5, i], window(0, 127))) for i in range(1000)]
     with_blanks = [ROLES["mask"] in row["inputs"] for row in rows]
     assert near(float(np.mean(with_blanks)), 0.3, 1000)
     assert all((ROLES["prefix mask"] in row["inputs"]) != blanks for row, blanks in zip(rows, with_blanks, strict=True))
-    short = made.row(window(0, 2), np.random.default_rng(1), lambda: window(0, 127))
+    short = made.row(window(0, 2), chance([1], window(0, 127)))
     assert (short["targets"] >= 0).sum() > 0 and short["inputs"].shape == (128,)

@@ -9,7 +9,7 @@ A batch is int32 arrays [batch, length]: `inputs` and `targets`, of which -1 is 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from qianyi.config.schema import DataConfig, TrainConfig
 from qianyi.data.objective import make_objective
 from qianyi.data.shards import BLOCK_TOKENS, FORMAT, TokenStream, token_dtype
 from qianyi.data.stage import read_manifest
-from qianyi.data.windows import Row, Tokens
+from qianyi.data.windows import Chance, Row, Tokens
 from qianyi.errors import DataError
 
 HostBatch = dict[str, NDArray[np.int32]]
@@ -83,13 +83,7 @@ class TrainingData:
         return _stack([self._row(first + row) for row in rows])
 
     def _row(self, element: int) -> Row:
-        random = np.random.default_rng([self._seed, element])
-        window = self._window(element)
-
-        def another() -> Tokens:
-            return _other_than(window, lambda: self._window(int(random.integers(_FAR))))
-
-        return self._objective.row(window, random, another)
+        return self._objective.row(self._window(element), Chance([self._seed, element], self._window, _FAR))
 
     def _window(self, element: int) -> Tokens:
         window: Any = self._sequence[element]
@@ -152,13 +146,8 @@ class ValidationData:
             yield _stack([*rows, *[_unscored(rows[0])] * (self._batch_size - len(rows))])
 
     def _row(self, place: int) -> Row:
-        random = np.random.default_rng([VALIDATION_SEED, place])
-        window = self._window(place)
-
-        def another() -> Tokens:
-            return _other_than(window, lambda: self._window(int(random.integers(len(self._places)))))
-
-        return self._objective.row(window, random, another)
+        chance = Chance([VALIDATION_SEED, place], self._window, len(self._places))
+        return self._objective.row(self._window(place), chance)
 
     def _window(self, place: int) -> Tokens:
         windows, i = self._places[place]
@@ -181,16 +170,6 @@ def _stack(rows: list[Row]) -> HostBatch:
 def _unscored(row: Row) -> Row:
     """A row like this one in which nothing is to be said."""
     return {name: np.full_like(array, -1 if name in {"targets", "sentence"} else 0) for name, array in row.items()}
-
-
-def _other_than(window: Tokens, draw: Callable[[], Tokens]) -> Tokens:
-    """A window that is another one: it is drawn again, ten times at most, since there may be none."""
-    drawn = draw()
-    for _ in range(10):
-        if not np.array_equal(drawn, window):
-            break
-        drawn = draw()
-    return drawn
 
 
 def bytes_of(targets: NDArray[np.int32], token_bytes: NDArray[np.int32]) -> int:

@@ -5,7 +5,7 @@ import numpy as np
 from qianyi.config.schema import TrainConfig
 from qianyi.data.shards import TokenStream
 from qianyi.data.special import SpecialTokens
-from qianyi.data.windows import Another, Row, Tokens, Windows, fill, padding_of
+from qianyi.data.windows import Chance, Row, Tokens, Windows, fill, padding_of
 
 MASKED, REPLACED = 0.8, 0.1
 """Of the chosen tokens these shares become the mask, and a random token; the rest stays as it is."""
@@ -36,12 +36,12 @@ class MaskedTokens:
     def windows(self, stream: TokenStream, partial: bool) -> Windows:
         return Windows(stream, self._length, self._length, partial)
 
-    def row(self, window: Tokens, random: np.random.Generator, another: Another) -> Row:
-        segments, answer = self._segments(window, random, another)
+    def row(self, window: Tokens, chance: Chance) -> Row:
+        segments, answer = self._segments(window, chance)
         parts = [np.array([self._class]), *(part for segment in segments for part in (segment, [self._separator]))]
         tokens = np.concatenate(parts).astype(np.int32)
         is_second = (np.arange(len(tokens)) >= 2 + len(segments[0])).astype(np.int32)
-        inputs, targets = self._mask_some(tokens, random)
+        inputs, targets = self._mask_some(tokens, chance.random)
         return {
             "inputs": fill(inputs, self._seq_len, self._padding),
             "targets": fill(targets, self._seq_len, -1),
@@ -50,20 +50,20 @@ class MaskedTokens:
             "documents": padding_of(tokens, self._seq_len),
         }
 
-    def _segments(self, window: Tokens, random: np.random.Generator, another: Another) -> tuple[list[Tokens], int]:
+    def _segments(self, window: Tokens, chance: Chance) -> tuple[list[Tokens], int]:
         if self._objective.sentence == "none":
             return [window], NOT_SCORED
         inside = window != self._end_token
         places = np.flatnonzero(inside[1:] & inside[:-1]) + 1  # both neighbours are of one text
         if not len(places):
             return [window, window[:0]], NOT_SCORED
-        place = random.choice(places)
+        place = chance.random.choice(places)
         first, second = window[:place], window[place:]
-        if random.random() < 0.5:
+        if chance.random.random() < 0.5:
             return [first, second], AS_WRITTEN
         if self._objective.sentence == "order":
             return [second, first], CHANGED
-        return [first, another()[: len(second)]], CHANGED
+        return [first, chance.another(window)[: len(second)]], CHANGED
 
     def _mask_some(self, tokens: Tokens, random: np.random.Generator) -> tuple[Tokens, Tokens]:
         """Inputs and targets. Special tokens and ends of texts are not chosen."""

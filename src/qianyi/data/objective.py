@@ -1,7 +1,7 @@
 """From a window of tokens to a row of a batch: what the model sees, and what it has to say.
 
-An objective is a pure function of (window, random numbers): the random numbers of a row are those of its place in the training sequence, so
-batches depend neither on how often a run was interrupted nor on how many processes make them.
+An objective is a pure function of a window and what is drawn for it, which follows from its place in the training sequence alone: batches
+depend neither on how often a run was interrupted nor on how many processes make them.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from qianyi.data.masked import MaskedTokens
 from qianyi.data.shards import TokenStream
 from qianyi.data.spans import Prefix, SequenceToSequence, SpanCorruption
 from qianyi.data.special import SpecialTokens, require_special_tokens
-from qianyi.data.windows import Another, Pairs, Row, Tokens, Windows, fill
+from qianyi.data.windows import Chance, Pairs, Row, Tokens, Windows, fill
 
 
 class Objective(Protocol):
@@ -27,13 +27,8 @@ class Objective(Protocol):
         """What rows are made of; `partial`: also what fills no row."""
         ...
 
-    def row(self, window: Tokens, random: np.random.Generator, another: Another) -> Row:
-        """
-        Args:
-            window: one of `windows`.
-            random: of this row alone.
-            another: a window of another random place.
-        """
+    def row(self, window: Tokens, chance: Chance) -> Row:
+        """The row that one of `windows` makes."""
         ...
 
 
@@ -49,7 +44,7 @@ class Causal:
     def windows(self, stream: TokenStream, partial: bool) -> Windows:
         return Windows(stream, self._seq_len + 1, self._seq_len, partial)
 
-    def row(self, window: Tokens, random: np.random.Generator, another: Another) -> Row:
+    def row(self, window: Tokens, chance: Chance) -> Row:
         row = {"inputs": fill(window[:-1], self._seq_len, 0), "targets": fill(window[1:], self._seq_len, -1)}
         if self._end_token is None:
             return row

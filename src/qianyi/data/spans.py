@@ -7,7 +7,7 @@ from qianyi.config.objective import Spans, blank_spans, corruption_spans, needed
 from qianyi.config.schema import TrainConfig
 from qianyi.data.shards import TokenStream
 from qianyi.data.special import SpecialTokens
-from qianyi.data.windows import Another, Pairs, Row, Tokens, Windows, fill, padding_of
+from qianyi.data.windows import Chance, Pairs, Row, Tokens, Windows, fill, padding_of
 
 Mask = NDArray[np.bool_]
 
@@ -29,8 +29,8 @@ class SpanCorruption:
     def windows(self, stream: TokenStream, partial: bool) -> Windows:
         return Windows(stream, self._length, self._length, partial)
 
-    def row(self, window: Tokens, random: np.random.Generator, another: Another) -> Row:
-        mask = random_spans(spans_of(len(window), self._objective), random)
+    def row(self, window: Tokens, chance: Chance) -> Row:
+        mask = random_spans(spans_of(len(window), self._objective), chance.random)
         end = np.array([self._end_token], np.int32)
         source = np.concatenate([self._with_sentinels(window, mask), end])
         target = np.concatenate([self._with_sentinels(window, ~mask), end])
@@ -63,14 +63,15 @@ class Prefix:
     def windows(self, stream: TokenStream, partial: bool) -> Windows:
         return Windows(stream, self._seq_len - 1, self._seq_len - 1, partial)
 
-    def row(self, window: Tokens, random: np.random.Generator, another: Another) -> Row:
+    def row(self, window: Tokens, chance: Chance) -> Row:
+        random = chance.random
         with_blanks = random.random() < self._objective.blank_fraction
         seen, said = self._blanks(window[: self._longest], random) if with_blanks else self._rest(window, random)
         inputs = np.concatenate([seen, *(np.concatenate([[self._roles["start"]], s[:-1]]) for s in said)])
         targets = np.concatenate([np.full(len(seen), -1), *said])
         return {
-            "inputs": fill(inputs.astype(np.int32), self._seq_len, self._end_token),
-            "targets": fill(targets.astype(np.int32), self._seq_len, -1),
+            "inputs": fill(inputs, self._seq_len, self._end_token),
+            "targets": fill(targets, self._seq_len, -1),
             "prefix": np.array([len(seen)], np.int32),
         }
 
@@ -102,7 +103,7 @@ class SequenceToSequence:
     def windows(self, stream: TokenStream, partial: bool) -> Pairs:
         return Pairs(stream, self._end_token, self._seq_len, self._target_len)
 
-    def row(self, window: Tokens, random: np.random.Generator, another: Another) -> Row:
+    def row(self, window: Tokens, chance: Chance) -> Row:
         border = int(np.argmax(window == self._end_token)) + 1
         source, target = window[:border], window[border:]
         return source_row(source, self._seq_len, self._padding) | target_row(target, self._target_len, self._padding)

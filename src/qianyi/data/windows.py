@@ -1,6 +1,7 @@
 """What a sequence is made of: a window of a stream of tokens, or a pair of texts in it."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,31 @@ from qianyi.errors import DataError
 Tokens = NDArray[np.int32]
 Row = dict[str, Tokens]
 """A row of each array of a batch, by name."""
-Another = Callable[[], Tokens]
-"""Draws a window of another random place."""
+
+
+class Chance:
+    """What is drawn for one row: the same whenever it is made."""
+
+    def __init__(self, seed: list[int], window_at: Callable[[int], Tokens], count: int):
+        """
+        Args:
+            seed: of this row alone.
+            window_at: window by number, of `count`.
+            count: how many windows there are to draw from.
+        """
+        self._seed, self._window_at, self._count = seed, window_at, count
+
+    @cached_property
+    def random(self) -> np.random.Generator:
+        return np.random.default_rng(self._seed)
+
+    def another(self, window: Tokens) -> Tokens:
+        """A window of another random place; it is drawn again where it is the same, ten times at most, since there may be none."""
+        for _ in range(10):
+            drawn = self._window_at(int(self.random.integers(self._count)))
+            if not np.array_equal(drawn, window):
+                return drawn
+        return window
 
 
 class Windows:
@@ -70,7 +94,9 @@ def _ends(stream: TokenStream, end_token: int) -> list[tuple[int, NDArray[np.int
 
 def fill(tokens: Tokens, length: int, value: int) -> Tokens:
     """The tokens, and `value` up to `length`."""
-    return np.concatenate([tokens, np.full(length - len(tokens), value)]).astype(np.int32)
+    filled = np.full(length, value, np.int32)
+    filled[: len(tokens)] = tokens
+    return filled
 
 
 def padding_of(tokens: Tokens, length: int) -> Tokens:
