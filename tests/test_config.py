@@ -214,8 +214,9 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
         (["train.objective.kind=mlm"], "train.objective.kind=mlm trains a model.kind=encoder, not decoder; set that, or "
          "train.objective.kind=causal or prefix"),
         (["model.kind=encoder_decoder"], "train.objective.kind=span_corruption or seq2seq"),
-        (["model.kind=encoder", "train.objective.kind=mlm", "train.document_mask=true"],
-         "train.document_mask goes with train.objective.kind=causal, not mlm"),
+        (["train.objective.kind=prefix", "train.document_mask=true"], "goes with neither train.document_mask nor layout.context > 1"),
+        (["model.kind=encoder", "train.objective.kind=mlm", "train.objective.sentence=next"],
+         "train.objective.sentence=next asks a question that model.sentence_head answers; set model.sentence_head=true"),
         ([*PAIRS, "data.target_key=null", "train.objective.target_len=64"], "data.target_key names the field of their targets"),
         (["data.target_key=target"], "data.target_key=target makes pairs, which train.objective.kind=causal does not know"),
         ([*PAIRS], "train.objective.kind=seq2seq needs train.objective.target_len, such as 1024"),
@@ -225,8 +226,8 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
         ([*PAIRS, "train.objective.target_len=9", "train.objective.sentence=next"], "train.objective.sentence=next changes nothing"),
         ([*T5, "train.objective.target_len=100"], "train.objective.target_len=100 is too small: what is masked for train.seq_len=512 "
          "(mask_fraction 0.15, mean_span 3.0) takes 114 tokens; use 114 or more"),
-        ([*T5, "layout.model=4", "model.vocab_size=32128"], "split a target into 4 parts, which do not divide "
-         "train.objective.target_len=114; use 116"),
+        ([*T5, "layout.model=4", "model.vocab_size=32128"], "layout.model=4 does not divide train.objective.target_len=114 "
+         "(sequence parallelism); use 116"),
         ([*PAIRS, "train.objective.target_len=2048"], "train.objective.target_len=2048 is longer than model.max_seq_len=1024"),
         ([*T5, "train.seq_len=7"], "train.seq_len=7 is too short for train.objective.kind=span_corruption; use 8 or more"),
         (["layout.zero=1"], "layout.zero=1 changes nothing with layout.data=1 and layout.context=1"),
@@ -257,10 +258,10 @@ def test_parts_that_do_not_fit_together(tmp_path: Path, overrides: list[str], me
         ["layout.stage=4", "layout.chunks=3", "train.accumulation=8", "layout.context=2"],
         ["schedule.kind=wsd", "schedule.warmup_steps=800"],
         ["run.virtual_devices=8"],
-        ["model.kind=encoder", "train.objective.kind=mlm", "train.objective.sentence=order"],
+        ["model.kind=encoder", "train.objective.kind=mlm", "train.objective.sentence=order", "model.sentence_head=true"],
         ["train.objective.kind=prefix", "train.objective.mean_span=4"],
         [*T5, "layout.model=2", "model.vocab_size=32128"],
-        [*PAIRS, "train.objective.target_len=64", "layout.context=2"],
+        [*PAIRS, "train.objective.target_len=64"],
         ["data.sources=[{name: a, path: x, weight: 1}, {name: b, path: y, weight: 2}]"],
         [f"model.remat=[{', '.join(ACTIVATIONS)}]"],
     ],

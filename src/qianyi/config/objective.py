@@ -78,8 +78,14 @@ def fits_model(config: Config) -> Iterator[str]:
             f"train.objective.kind={kind} trains a model.kind={MODEL_KINDS[kind]}, not {model}; set that, or "
             f"train.objective.kind={kinds}"
         )
-    if kind != "causal" and config.train.document_mask:
-        yield f"train.document_mask goes with train.objective.kind=causal, not {kind}; leave it out"
+    if kind == "prefix" and (config.train.document_mask or config.layout.context > 1):
+        yield "train.objective.kind=prefix, whose tokens see what follows, goes with neither train.document_mask nor layout.context > 1"
+    asked = config.train.objective.sentence != "none"
+    if kind == "mlm" and asked != config.model.sentence_head:
+        yield (
+            f"train.objective.sentence={config.train.objective.sentence} asks {'a' if asked else 'no'} question that "
+            f"model.sentence_head answers; set model.sentence_head={str(asked).lower()}"
+        )
     if kind == "seq2seq" and config.data.target_key is None:
         yield "train.objective.kind=seq2seq needs pairs: data.target_key names the field of their targets"
     if kind != "seq2seq" and config.data.target_key is not None:
@@ -121,9 +127,8 @@ def lengths_fit(config: Config) -> Iterator[str]:
         )
     if length > config.model.max_seq_len:
         yield f"train.objective.target_len={length} is longer than model.max_seq_len={config.model.max_seq_len}"
-    parts = layout.model * layout.context * (2 if layout.context > 1 else 1)
-    if length % parts:
+    if length % layout.model:
         yield (
-            f"layout.model={layout.model} and layout.context={layout.context} split a target into {parts} parts, which do not divide "
-            f"train.objective.target_len={length}; use {length + -length % parts}"
+            f"layout.model={layout.model} does not divide train.objective.target_len={length} (sequence parallelism); "
+            f"use {length + -length % layout.model}"
         )
