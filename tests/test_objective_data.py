@@ -16,7 +16,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tokenizers import AddedToken, Tokenizer, models
 
-from qianyi.config.schema import DataConfig, ObjectiveConfig, SourceConfig, TrainConfig
+from qianyi.config.check import check
+from qianyi.config.objective import MODEL_KINDS
+from qianyi.config.schema import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    SourceConfig,
+    TrainConfig,
+)
 from qianyi.data.load import TrainingData, ValidationData
 from qianyi.data.prepare import prepare
 from qianyi.data.read import read_documents
@@ -24,6 +33,10 @@ from qianyi.data.special import reserved_names, special_tokens
 from qianyi.data.tokenizer import END_OF_TEXT, token_bytes
 from qianyi.errors import DataError
 from qianyi.evaluate.perplexity import evaluate, unigram_accuracy, unigram_loss
+from qianyi.parallel.mesh import make_mesh
+from qianyi.parallel.rules import batch_spec
+from qianyi.train.state import init_state
+from qianyi.train.step import make_eval_step
 
 SEQ_LEN, BATCH, VOCAB = 24, 8, 500
 
@@ -325,3 +338,26 @@ def test_unigrams_know_how_often_targets_occur(tmp_path: Path) -> None:
     p = (counts + 1) / (counts.sum() + VOCAB)
     assert unigram_loss(counts, targets) == pytest.approx(np.mean([-math.log(p[t]) for t in targets]))
     assert unigram_accuracy(counts, targets) == counts.max() / counts.sum()
+
+
+# With the models
+
+
+def test_models_read_these_batches(prepared: tuple[DataConfig, TrainConfig]) -> None:
+    """A fresh model knows nothing: the loss of every scored token is that of a uniform guess, nearly."""
+    data, train = prepared
+    mlm = train.objective.kind == "mlm"
+    model = ModelConfig(
+        kind=MODEL_KINDS[train.objective.kind], vocab_size=VOCAB, n_layers=1, d_model=16, n_heads=2, max_seq_len=40, dtype="float32",
+        segments=2 if mlm else 0, sentence_head=mlm,
+    )  # fmt: skip
+    config = Config(model=model, data=data, train=train)
+    check(config)
+    held = ValidationData(data, train, token_bytes(tokenizer_of(data)))
+    mesh = make_mesh(config.layout, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        batches = held.batches(NamedSharding(mesh, batch_spec(config.layout)), 4)
+        event = evaluate(make_eval_step(config), init_state(config, mesh).params, batches, 0)
+    scored = sum((batch["targets"] >= 0).sum() for batch in held.host_batches(4))
+    assert event.tokens == scored and event.bits_per_byte is None and 0 <= event.accuracy < 0.1
+    assert event.loss == pytest.approx(math.log(VOCAB), abs=0.05)
