@@ -11,6 +11,9 @@ from qianyi.config.load import dump, leaf_keys, load
 from qianyi.config.schema import Config
 from qianyi.errors import ConfigError, QianyiError, ResourceError
 
+T5 = ("model.kind=encoder_decoder", "train.objective.kind=span_corruption", "train.seq_len=512")
+PAIRS = ("model.kind=encoder_decoder", "train.objective.kind=seq2seq", "data.target_key=target")
+
 
 def mistake(tmp_path: Path, text: str, *overrides: str) -> str:
     file = tmp_path / "mine.yaml"
@@ -107,7 +110,7 @@ def test_dump_brings_any_text_back(tmp_path: Path, text: str) -> None:
         ("data: {sources: a.txt}\n", [], "mine.yaml:1: data.sources: expected a list, found `a.txt`"),
         ("data:\n  sources:\n  - a.txt\n", [], "mine.yaml:3: data.sources.0: expected a group of keys, found `a.txt`"),
         ("data:\n  sources:\n  - name: a\n", [], "mine.yaml:3: `data.sources.0.path` is missing"),
-        ("model: 3\n", [], "mine.yaml:1: `model` is a group of keys, such as `model.vocab_size`; found `3`"),
+        ("model: 3\n", [], "mine.yaml:1: `model` is a group of keys, such as `model.kind`; found `3`"),
         ("", ["train=null"], "command line: `train` is a group of keys, such as `train.steps`; found `null`"),
         # Ranges and choices
         ("train: {steps: 0}\n", [], "mine.yaml:1: train.steps: expected a value greater than or equal to 1, found `0`"),
@@ -208,6 +211,25 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
         (["layout.context=3"], "which do not divide train.seq_len=1024; use 1020 or 1026"),
         (["layout.expert=4"], "but model.moe.n_experts=0: there are no experts; use layout.data=4"),
         (["layout.expert=4", "model.moe.n_experts=2"], "layout.expert=4 does not divide model.moe.n_experts=2; 1, 2 would"),
+        (["train.objective.kind=mlm"], "train.objective.kind=mlm trains a model.kind=encoder, not decoder; set that, or "
+         "train.objective.kind=causal or prefix"),
+        (["model.kind=encoder_decoder"], "train.objective.kind=span_corruption or seq2seq"),
+        (["train.objective.kind=prefix", "train.document_mask=true"], "goes with neither train.document_mask nor layout.context > 1"),
+        (["model.kind=encoder", "train.objective.kind=mlm", "train.objective.sentence=next"],
+         "train.objective.sentence=next asks a question that model.sentence_head answers; set model.sentence_head=true"),
+        ([*PAIRS, "data.target_key=null", "train.objective.target_len=64"], "data.target_key names the field of their targets"),
+        (["data.target_key=target"], "data.target_key=target makes pairs, which train.objective.kind=causal does not know"),
+        ([*PAIRS], "train.objective.kind=seq2seq needs train.objective.target_len, such as 1024"),
+        (["train.objective.mask_fraction=0.3"], "train.objective.mask_fraction=0.3 changes nothing with train.objective.kind=causal"),
+        (["train.objective.kind=prefix", "train.objective.blank_fraction=0", "train.objective.mean_span=4"],
+         "train.objective.mean_span=4.0 changes nothing with train.objective.kind=prefix"),
+        ([*PAIRS, "train.objective.target_len=9", "train.objective.sentence=next"], "train.objective.sentence=next changes nothing"),
+        ([*T5, "train.objective.target_len=100"], "train.objective.target_len=100 is too small: what is masked for train.seq_len=512 "
+         "(mask_fraction 0.15, mean_span 3.0) takes 114 tokens; use 114 or more"),
+        ([*T5, "layout.model=4", "model.vocab_size=32128"], "layout.model=4 does not divide train.objective.target_len=114 "
+         "(sequence parallelism); use 116"),
+        ([*PAIRS, "train.objective.target_len=2048"], "train.objective.target_len=2048 is longer than model.max_seq_len=1024"),
+        ([*T5, "train.seq_len=7"], "train.seq_len=7 is too short for train.objective.kind=span_corruption; use 8 or more"),
         (["layout.zero=1"], "layout.zero=1 changes nothing with layout.data=1 and layout.context=1"),
         (["layout.schedule=gpipe"], "layout.schedule=gpipe changes nothing with layout.stage=1"),
         (["layout.exchange=ring"], "layout.exchange=ring changes nothing with layout.context=1"),
@@ -236,6 +258,10 @@ def test_parts_that_do_not_fit_together(tmp_path: Path, overrides: list[str], me
         ["layout.stage=4", "layout.chunks=3", "train.accumulation=8", "layout.context=2"],
         ["schedule.kind=wsd", "schedule.warmup_steps=800"],
         ["run.virtual_devices=8"],
+        ["model.kind=encoder", "train.objective.kind=mlm", "train.objective.sentence=order", "model.sentence_head=true"],
+        ["train.objective.kind=prefix", "train.objective.mean_span=4"],
+        [*T5, "layout.model=2", "model.vocab_size=32128"],
+        [*PAIRS, "train.objective.target_len=64"],
         ["data.sources=[{name: a, path: x, weight: 1}, {name: b, path: y, weight: 2}]"],
         [f"model.remat=[{', '.join(ACTIVATIONS)}]"],
     ],

@@ -14,14 +14,15 @@ from corpora import corpus, one_source, silent, tokenizer_of, two_sources
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qianyi.config.schema import DataConfig
-from qianyi.data.load import TrainingData, ValidationData, local_rows, part_of
+from qianyi.config.schema import DataConfig, TrainConfig
+from qianyi.data.load import TrainingData, ValidationData, bytes_of, local_rows, part_of
 from qianyi.data.prepare import prepare
 from qianyi.data.shards import BLOCK_TOKENS, ShardWriter, TokenStream, token_dtype
 from qianyi.data.tokenizer import token_bytes
 from qianyi.errors import DataError
 
 SEQ_LEN, BATCH = 16, 8
+TRAIN = TrainConfig(seq_len=SEQ_LEN, batch_size=BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 
 def training(prepared: DataConfig, **changes: object) -> TrainingData:
-    return TrainingData(prepared.model_copy(update=changes), SEQ_LEN, BATCH)
+    return TrainingData(prepared.model_copy(update=changes), TRAIN)
 
 
 def test_batch_is_a_function_of_seed_and_step(prepared: DataConfig) -> None:
@@ -99,7 +100,7 @@ def test_a_stopped_reader_leaves_no_thread(prepared: DataConfig) -> None:
 def test_every_epoch_visits_every_window_once_in_another_order(tmp_path: Path) -> None:
     data = one_source(tmp_path, corpus(40, 3))
     prepare(data, 300, silent)
-    training_data = TrainingData(data, SEQ_LEN, 1)
+    training_data = TrainingData(data, TrainConfig(seq_len=SEQ_LEN, batch_size=1))
     (windows,) = training_data._windows.values()
     n = len(windows)
     expected = sorted(tuple(windows[i]) for i in range(n))
@@ -147,14 +148,14 @@ def test_record_changes_with_what_fixes_the_order(prepared: DataConfig, tmp_path
     prepare(moved, 400, silent)
     assert training(moved).record == record
     assert training(prepared, seed=1).record != record
-    assert TrainingData(prepared, SEQ_LEN, 2 * BATCH).record != record
+    assert TrainingData(prepared, TrainConfig(seq_len=SEQ_LEN, batch_size=2 * BATCH)).record != record
     prepare(moved.model_copy(update={"validation_fraction": 0.2}), 400, silent)
     assert training(moved).record != record
 
 
 def test_validation_scores_every_token_once(prepared: DataConfig) -> None:
     sizes = token_bytes(tokenizer_of(prepared))
-    data = ValidationData(prepared, SEQ_LEN, BATCH, sizes)
+    data = ValidationData(prepared, TRAIN, sizes)
     batches = list(data.host_batches())
     targets = np.concatenate([b["targets"].ravel() for b in batches])
     inputs = np.concatenate([b["inputs"].ravel() for b in batches])
@@ -165,11 +166,12 @@ def test_validation_scores_every_token_once(prepared: DataConfig) -> None:
     # Bytes of the text: what the manifest counted, less the first token of each source, which is no target.
     manifest = json.loads((Path(prepared.dir) / "shards" / "manifest.json").read_text())
     held_bytes = sum(source["validation"]["bytes"] for source in manifest["sources"].values())
-    assert data.bytes_of(targets) == held_bytes - sum(sizes[s[0]] for s in streams)
+    assert bytes_of(targets, sizes) == held_bytes - sum(sizes[s[0]] for s in streams)
 
 
 def test_validation_batches_on_devices(prepared: DataConfig) -> None:
-    data = ValidationData(prepared, SEQ_LEN, BATCH, token_bytes(tokenizer_of(prepared)))
+    sizes = token_bytes(tokenizer_of(prepared))
+    data = ValidationData(prepared, TRAIN, sizes)
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("d",)), P("d"))
     hosts = list(data.host_batches())
     placed = list(data.batches(sharding))
@@ -177,7 +179,7 @@ def test_validation_batches_on_devices(prepared: DataConfig) -> None:
     for (batch, n_bytes), host in zip(placed, hosts, strict=True):
         np.testing.assert_array_equal(batch["inputs"], host["inputs"])
         np.testing.assert_array_equal(batch["targets"], host["targets"])
-        assert n_bytes == data.bytes_of(host["targets"]) and batch["targets"].sharding == sharding
+        assert n_bytes == bytes_of(host["targets"], sizes) and batch["targets"].sharding == sharding
     assert len(list(data.batches(sharding, limit=2))) == 2
 
 
@@ -193,21 +195,21 @@ def test_damage_is_noticed(prepared: DataConfig, tmp_path: Path) -> None:
     shard.write_bytes(content)
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("d",)), P("d"))
     with pytest.raises(DataError, match=r"train/a/00000\.bin: block 0 is corrupt: its CRC-32 is .*, the manifest says .*prepare"):
-        list(TrainingData(data, SEQ_LEN, BATCH).batches(sharding, 0, 20))
+        list(TrainingData(data, TRAIN).batches(sharding, 0, 20))
     shard.write_bytes(content[:-7])
     with pytest.raises(DataError, match=rf"00000\.bin has {len(content) - 7} bytes; the manifest says {len(content)}"):
-        TrainingData(data, SEQ_LEN, BATCH)
+        TrainingData(data, TRAIN)
     shard.unlink()
     with pytest.raises(DataError, match=r"00000\.bin is missing"):
-        TrainingData(data, SEQ_LEN, BATCH)
+        TrainingData(data, TRAIN)
     (tmp_path / "out" / "shards" / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"manifest\.json: broken"):
-        TrainingData(data, SEQ_LEN, BATCH)
+        TrainingData(data, TRAIN)
 
 
 def test_too_little_text_for_a_sequence(prepared: DataConfig) -> None:
-    with pytest.raises(DataError, match=r"fewer than one sequence of 1000000"):
-        TrainingData(prepared, 1_000_000, BATCH)
+    with pytest.raises(DataError, match=r"data\.sources\.a has \d+ training tokens, and in them no sequence of 1000000 \+ 1"):
+        TrainingData(prepared, TrainConfig(seq_len=1_000_000, batch_size=BATCH))
 
 
 def test_damage_is_noticed_only_where_it_is(tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_shards_of_another_format_are_refused(tmp_path: Path) -> None:
     data = one_source(tmp_path, corpus(100, 4))
     prepare(data, 300, silent)
     manifest = tmp_path / "out" / "shards" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 3'))
     with pytest.raises(DataError, match=r"shards: made by another version of Qianyi; delete it"):
         training(data)
     with pytest.raises(DataError, match=r"manifest\.json: missing; run `qianyi data prepare RECIPE`"):

@@ -22,7 +22,8 @@ def step(n: int, loss: float) -> StepEvent:
 
 def evaluation(n: int) -> EvalEvent:
     return EvalEvent(
-        step=n, loss=2.5, perplexity=math.exp(2.5), bits_per_byte=1.2345, tokens=1000, bytes=3000, seconds=1.0, time=1.7e9 + n
+        step=n, loss=2.5, perplexity=math.exp(2.5), accuracy=0.25, bits_per_byte=1.2345, tokens=1000, bytes=3000, seconds=1.0,
+        time=1.7e9 + n,
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def eval_event(step: int) -> EvalEvent:
         loss=2 / 3,
         perplexity=1.95,
         bits_per_byte=0.9,
+        accuracy=0.25,
         tokens=1000,
         bytes=3000,
         seconds=1.5,
@@ -215,7 +216,7 @@ def test_tensorboard_reads_what_was_written_across_a_kill(tmp_path: Path) -> Non
     assert [(e.step, e.value) for e in read.Scalars("validation/loss")] == [(s, pytest.approx(2 / 3)) for s in (4, 8)]
     shown = {"train/z_loss", "train/grad_norm", "train/learning_rate", "perf/tokens_per_second", "perf/step_seconds"}
     shown |= {"train/loss", "perf/mfu", "perf/memory_bytes"}
-    shown |= {"validation/loss", "validation/bits_per_byte", "validation/perplexity"}
+    shown |= {"validation/loss", "validation/bits_per_byte", "validation/perplexity", "validation/accuracy"}
     assert set(read.Tags()["scalars"]) == shown
     assert read.Scalars("perf/memory_bytes")[0].value == 3 << 30
 

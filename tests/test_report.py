@@ -33,7 +33,7 @@ def step(n: int) -> StepEvent:
 
 def evaluation(n: int) -> EvalEvent:
     return EvalEvent(
-        step=n, loss=4.5678, perplexity=96.3, bits_per_byte=1.2345, tokens=1000, bytes=3700, seconds=0.5, time=1.7e9 + n
+        step=n, loss=4.5678, perplexity=96.3, bits_per_byte=1.2345, accuracy=0.25, tokens=1000, bytes=3700, seconds=0.5, time=1.7e9 + n
     )  # fmt: skip
 
 

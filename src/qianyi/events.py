@@ -42,10 +42,13 @@ class EvalEvent:
     loss: float
     """Mean cross-entropy per token in nats."""
     perplexity: float
-    bits_per_byte: float
+    accuracy: float
+    """Share of scored tokens that had the highest logit."""
+    bits_per_byte: float | None
+    """None where not all text is scored: of masked tokens, say."""
     tokens: int
     """Tokens scored."""
-    bytes: int
-    """UTF-8 bytes of the text that they encode."""
+    bytes: int | None
+    """UTF-8 bytes of the text that they encode; None as above."""
     seconds: float
     time: float

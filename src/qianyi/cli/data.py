@@ -37,7 +37,7 @@ def list_builtin() -> None:
 def prepare_with_progress(config: Config) -> Json:
     """Prepare a recipe's data, showing what is being done."""
     with _progress() as progress:
-        return prepare_data(config.data, config.model.vocab_size, progress)
+        return prepare_data(config.data, config.model.vocab_size, progress, config.train)
 
 
 def show_manifest(manifest: Json, config: Config) -> None:

@@ -51,13 +51,11 @@ class Session:
 
     @cached_property
     def training_data(self) -> TrainingData:
-        train = self.config.train
-        return TrainingData(self.config.data, train.seq_len, train.batch_size, train.document_mask)
+        return TrainingData(self.config.data, self.config.train)
 
     @cached_property
     def validation_data(self) -> ValidationData:
-        train, sizes = self.config.train, token_bytes(self.tokenizer)
-        return ValidationData(self.config.data, train.seq_len, train.batch_size, sizes, train.document_mask)
+        return ValidationData(self.config.data, self.config.train, token_bytes(self.tokenizer))
 
     @cached_property
     def record(self) -> Record:

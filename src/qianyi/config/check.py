@@ -6,6 +6,7 @@ Each rule yields problems; all of them are reported together, with the numbers a
 import math
 from collections.abc import Iterator, Sequence
 
+from qianyi.config.objective import fits_model, lengths_fit, without_effect
 from qianyi.config.schema import AXES, BATCH_AXES, Config, LayoutConfig, ModelConfig
 from qianyi.errors import ConfigError, ResourceError
 
@@ -42,6 +43,7 @@ def check(config: Config, n_devices: int | None = None) -> None:
     """
     rules = (
         *(_parts, _pairs, _tensor_axis, _sharding, _stages, _context, _experts, _without_effect),
+        *(fits_model, lengths_fit, without_effect),
         *(_batch, _lengths, _schedule, _remat, _sources, _platform),
     )
     problems = [problem for rule in rules for problem in rule(config)]

@@ -287,7 +287,9 @@ class DataConfig(Part):
     sources: tuple[SourceConfig, ...] = ()
     """What to read."""
     text_key: str = "text"
-    """Field of JSONL and Parquet records that holds the text."""
+    """Field of JSONL and Parquet records that holds the text; of pairs, the source."""
+    target_key: str | None = None
+    """Field that holds the target of a pair; null: records are not pairs."""
     tokenizer: str | None = None
     """A tokenizer.json to use; null: train a byte-level BPE on the sources."""
     tokenizer_vocab_size: Positive | None = None
@@ -384,6 +386,24 @@ class ScheduleConfig(Part):
     """Learning rate at the end, as a share of the peak."""
 
 
+class ObjectiveConfig(Part):
+    """What is predicted from what."""
+
+    kind: Literal["causal", "mlm", "span_corruption", "prefix", "seq2seq"] = "causal"
+    """causal: every next token (GPT); mlm: masked tokens (BERT); span_corruption: masked spans (T5); prefix: what follows a visible
+    prefix or fills its blanks (GLM-130B); seq2seq: a target from its source (Vaswani et al. 2017)."""
+    mask_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of tokens that are masked: by mlm, by span_corruption, and in blanks of prefix."""
+    mean_span: Annotated[float, Field(ge=1)] = 3.0
+    """Mean length of a masked span."""
+    sentence: Literal["none", "next", "order"] = "none"
+    """mlm, a second task: is the second segment the text that follows (Devlin et al. 2019), or are both swapped (Lan et al. 2020)."""
+    target_len: Positive | None = None
+    """Tokens of a target, of span_corruption and seq2seq; null: what span_corruption needs."""
+    blank_fraction: Fraction = 0.3
+    """prefix: share of sequences in which blanks are filled; in the others all after a random place is predicted."""
+
+
 class TrainConfig(Part):
     """The loop."""
 
@@ -392,7 +412,9 @@ class TrainConfig(Part):
     batch_size: Positive = 8
     """Sequences per optimizer step, over all devices."""
     seq_len: Positive = 1024
-    """Tokens per sequence."""
+    """Tokens per sequence; of an encoder-decoder, those of the source."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """What is predicted from what."""
     accumulation: Positive = 1
     """Microbatches per step: gradients are accumulated over them, a pipeline is filled with them."""
     document_mask: bool = False

@@ -3,8 +3,8 @@
 The batch of step n is a pure function of (seed, n): row r is element n * batch_size + r of an endless, shuffled, mixed sequence that
 Grain computes at random access. How many processes or devices read it, and where a run was interrupted, changes nothing.
 
-A batch is `inputs` and `targets`, int32 [batch, sequence]; a target of -1 is not scored. `documents` is there where attention is to stay
-within a document.
+A batch is int32 arrays [batch, length]: `inputs` and `targets`, of which -1 is not scored, and what else the objective has
+(`qianyi.data.objective`).
 """
 
 import hashlib
@@ -19,49 +19,44 @@ import numpy as np
 from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
-from qianyi.config.schema import DataConfig
+from qianyi.config.schema import DataConfig, TrainConfig
+from qianyi.data.objective import make_objective
 from qianyi.data.shards import BLOCK_TOKENS, FORMAT, TokenStream, token_dtype
 from qianyi.data.stage import read_manifest
+from qianyi.data.windows import Chance, Row, Tokens
 from qianyi.errors import DataError
 
 HostBatch = dict[str, NDArray[np.int32]]
 Batch = dict[str, jax.Array]
 Index = tuple[slice, slice]
 """Rows and columns of a batch that a device holds."""
+_FAR = 1 << 40
+"""Elements of the training sequence of which one is drawn where a window of another place is asked for."""
 
 
-class _Windows:
-    """Window i of a stream: seq_len + 1 tokens from i * seq_len on, so that every token but the first is a target once."""
-
-    def __init__(self, stream: TokenStream, seq_len: int):
-        self._stream, self._seq_len = stream, seq_len
-
-    def __len__(self) -> int:
-        return (len(self._stream) - 1) // self._seq_len
-
-    def __getitem__(self, index: Any) -> NDArray[np.int32]:
-        start = int(index) * self._seq_len
-        return self._stream.read(start, start + self._seq_len + 1)
+VALIDATION_SEED = 20170612
+"""Seeds what an objective draws for validation: the same in every run."""
 
 
 class TrainingData:
     """The endless training sequence of a recipe."""
 
-    def __init__(self, data: DataConfig, seq_len: int, batch_size: int, document_mask: bool = False):
-        """Open the prepared shards; with `document_mask`, batches say which tokens are of one document.
+    def __init__(self, data: DataConfig, train: TrainConfig):
+        """Open the prepared shards.
 
         Raises:
             DataError: they are missing, cut short, or too small for one sequence.
         """
-        manifest, streams = _open(Path(data.dir) / "shards", "train")
-        for name, stream in streams.items():
-            if len(stream) <= seq_len:
+        shards_dir = Path(data.dir) / "shards"
+        manifest, streams = _open(shards_dir, "train")
+        self.batch_size, self.seq_len, self._streams, self._seed = train.batch_size, train.seq_len, streams, data.seed
+        self._objective = make_objective(train, manifest, shards_dir)
+        self._windows = {name: self._objective.windows(stream, partial=False) for name, stream in streams.items()}
+        for name, windows in self._windows.items():
+            if not len(windows):
                 raise DataError(
-                    f"data.sources.{name} has {len(stream)} training tokens, fewer than one sequence of {seq_len} + 1"
+                    f"data.sources.{name} has {len(streams[name])} training tokens, and in them no {self._objective.needs}"
                 )
-        self.batch_size, self.seq_len, self._streams = batch_size, seq_len, streams
-        self._end_token = manifest["end_token"] if document_mask else None
-        self._windows = {name: _Windows(stream, seq_len) for name, stream in streams.items()}
         given = {s.name: s.weight for s in data.sources}
         weights = {name: given.get(name) or len(stream) for name, stream in streams.items()}
         self.weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
@@ -74,17 +69,25 @@ class TrainingData:
         self.record = {
             "shards": shards[:16],
             "seed": data.seed,
-            "seq_len": seq_len,
-            "batch_size": batch_size,
+            "seq_len": train.seq_len,
+            "batch_size": train.batch_size,
             "weights": {name: round(weight, 12) for name, weight in self.weights.items()},
         }
-        """What fixes the order of batches; a checkpoint of a run belongs to one such record."""
+        if train.objective.kind != "causal":
+            self.record["objective"] = train.objective.model_dump()
+        """What fixes the order of batches and what is in them; a checkpoint of a run belongs to one such record."""
 
     def rows(self, step: int, rows: range) -> HostBatch:
         """Rows of the batch of a step (0 is the first)."""
-        elements: list[Any] = [self._sequence[step * self.batch_size + row] for row in rows]
-        windows = np.stack(elements)
-        return _with_documents({"inputs": windows[:, :-1], "targets": windows[:, 1:]}, self._end_token)
+        first = step * self.batch_size
+        return _stack([self._row(first + row) for row in rows])
+
+    def _row(self, element: int) -> Row:
+        return self._objective.row(self._window(element), Chance([self._seed, element], self._window, _FAR))
+
+    def _window(self, element: int) -> Tokens:
+        window: Any = self._sequence[element]
+        return window
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each source has been read after so many steps."""
@@ -98,6 +101,11 @@ class TrainingData:
             for start in range(0, len(stream), BLOCK_TOKENS):
                 counts += np.bincount(stream.read(start, min(start + BLOCK_TOKENS, len(stream))), minlength=vocab_size)
         return counts
+
+    def target_counts(self, vocab_size: int, sequences: int) -> NDArray[np.int64]:
+        """[vocab]: how often each token is a target in so many sequences from the first on."""
+        targets = np.concatenate([self._row(element)["targets"] for element in range(sequences)])
+        return np.bincount(targets[targets >= 0], minlength=vocab_size)
 
     def batches(self, sharding: NamedSharding, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps [start, stop) on the devices; the next ones are read in the background.
@@ -113,41 +121,37 @@ class TrainingData:
 
 
 class ValidationData:
-    """The validation split in order: every token but the first of each source is a target exactly once."""
+    """The validation split in order: every window once, and of a causal objective every token but the first of each source as a target."""
 
-    def __init__(
-        self, data: DataConfig, seq_len: int, batch_size: int, token_bytes: NDArray[np.int32], document_mask: bool = False
-    ):
-        manifest, self._streams = _open(Path(data.dir) / "shards", "validation")
-        self._end_token = manifest["end_token"] if document_mask else None
-        self._seq_len, self._batch_size, self._token_bytes = seq_len, batch_size, token_bytes
+    def __init__(self, data: DataConfig, train: TrainConfig, token_bytes: NDArray[np.int32]):
+        shards_dir = Path(data.dir) / "shards"
+        manifest, self._streams = _open(shards_dir, "validation")
+        self._objective, self._batch_size = make_objective(train, manifest, shards_dir), train.batch_size
+        self._token_bytes = token_bytes if train.objective.kind == "causal" else None
+        windows = [self._objective.windows(stream, partial=True) for stream in self._streams.values()]
+        self._places = [(part, i) for part in windows for i in range(len(part))]
 
-    def batches(self, sharding: NamedSharding, limit: int | None = None) -> Iterator[tuple[Batch, int]]:
-        """(batch on the devices, UTF-8 bytes that its targets stand for), `limit` batches at most."""
+    def batches(self, sharding: NamedSharding, limit: int | None = None) -> Iterator[tuple[Batch, int | None]]:
+        """(batch on the devices, UTF-8 bytes that its targets stand for, None where not all text is a target), `limit` batches at most."""
         rows = range(self._batch_size)
         for host in self.host_batches(limit):
-            yield _place(host, rows, self._batch_size, sharding), self.bytes_of(host["targets"])
+            n_bytes = None if self._token_bytes is None else bytes_of(host["targets"], self._token_bytes)
+            yield _place(host, rows, self._batch_size, sharding), n_bytes
 
     def host_batches(self, limit: int | None = None) -> Iterator[HostBatch]:
         """Batches of whole rows; the last is filled up with rows that are not scored."""
-        places = [(stream, i) for stream in self._streams.values() for i in range(-(-(len(stream) - 1) // self._seq_len))]
-        for n, first in enumerate(range(0, len(places), self._batch_size)):
-            if limit is not None and n >= limit:
-                return
-            batch = {
-                "inputs": np.zeros((self._batch_size, self._seq_len), np.int32),
-                "targets": np.full((self._batch_size, self._seq_len), -1, np.int32),
-            }
-            for row, (stream, i) in enumerate(places[first : first + self._batch_size]):
-                start = i * self._seq_len
-                tokens = stream.read(start, min(start + self._seq_len + 1, len(stream)))
-                batch["inputs"][row, : len(tokens) - 1] = tokens[:-1]
-                batch["targets"][row, : len(tokens) - 1] = tokens[1:]
-            yield _with_documents(batch, self._end_token)
+        firsts = range(0, len(self._places), self._batch_size)
+        for first in firsts[:limit]:
+            rows = [self._row(place) for place in range(first, min(first + self._batch_size, len(self._places)))]
+            yield _stack([*rows, *[_unscored(rows[0])] * (self._batch_size - len(rows))])
 
-    def bytes_of(self, targets: NDArray[np.int32]) -> int:
-        """UTF-8 bytes of the text that scored targets stand for."""
-        return int(self._token_bytes[targets[targets >= 0]].sum())
+    def _row(self, place: int) -> Row:
+        chance = Chance([VALIDATION_SEED, place], self._window, len(self._places))
+        return self._objective.row(self._window(place), chance)
+
+    def _window(self, place: int) -> Tokens:
+        windows, i = self._places[place]
+        return windows[i]
 
 
 def _open(shards: Path, split: str) -> tuple[dict[str, Any], dict[str, TokenStream]]:
@@ -159,12 +163,18 @@ def _open(shards: Path, split: str) -> tuple[dict[str, Any], dict[str, TokenStre
     return manifest, streams
 
 
-def _with_documents(batch: HostBatch, end_token: int | None) -> HostBatch:
-    """The batch with `documents`: the number of the document, in its row, that an input token belongs to."""
-    if end_token is None:
-        return batch
-    ends = (batch["inputs"] == end_token).astype(np.int32)
-    return {**batch, "documents": np.cumsum(ends, axis=1, dtype=np.int32) - ends}
+def _stack(rows: list[Row]) -> HostBatch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _unscored(row: Row) -> Row:
+    """A row like this one in which nothing is to be said."""
+    return {name: np.full_like(array, -1 if name in {"targets", "sentence"} else 0) for name, array in row.items()}
+
+
+def bytes_of(targets: NDArray[np.int32], token_bytes: NDArray[np.int32]) -> int:
+    """UTF-8 bytes of the text that scored targets stand for."""
+    return int(token_bytes[targets[targets >= 0]].sum())
 
 
 def local_rows(indices: Iterable[Index], batch_size: int) -> range:

@@ -19,6 +19,7 @@ import zstandard
 from qianyi.data import builtin
 from qianyi.errors import DataError
 
+_KEY_SETTINGS = ("data.text_key", "data.target_key")
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
 
@@ -28,6 +29,12 @@ class Document:
 
     text: str
     origin: str
+    target: str | None = None
+    """Of a pair, what belongs to the text."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,) if self.target is None else (self.text, self.target)
 
 
 def source_files(path: str) -> list[Path]:
@@ -51,29 +58,37 @@ def source_files(path: str) -> list[Path]:
     return found
 
 
-def read_documents(path: str, text_key: str) -> Iterator[Document]:
-    """Every document of a source, in order."""
+def read_documents(path: str, text_key: str, target_key: str | None = None) -> Iterator[Document]:
+    """Every document of a source, in order; pairs where there is a `target_key`."""
     if path.startswith(builtin.PREFIX):
+        _require_records(path, target_key)
         for origin, text in builtin.documents(path):
             yield Document(text, origin)
         return
+    keys = (text_key,) if target_key is None else (text_key, target_key)
     for file in source_files(path):
-        yield from _read_file(file, text_key)
+        yield from _read_file(file, keys)
 
 
-def _read_file(file: Path, text_key: str) -> Iterator[Document]:
+def _read_file(file: Path, keys: tuple[str, ...]) -> Iterator[Document]:
     try:
         if file.name.endswith((".txt", ".md")):
+            _require_records(str(file), *keys[1:])
             yield Document(_decode(file.read_bytes(), f"{file}"), str(file))
         elif file.name.endswith(".parquet"):
-            yield from _read_parquet(file, text_key)
+            yield from _read_parquet(file, keys)
         else:
             with file.open("rb") as raw:
-                yield from _read_jsonl(file, _decompressed(file, raw), text_key)
+                yield from _read_jsonl(file, _decompressed(file, raw), keys)
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(f"{file}: the compressed data is damaged or cut short ({error}); fetch the file again") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+
+
+def _require_records(path: str, target_key: str | None = None) -> None:
+    if target_key is not None:
+        raise DataError(f"{path}: plain text has no pairs; data.target_key={target_key} needs JSONL or Parquet")
 
 
 def _decompressed(file: Path, raw: BinaryIO) -> BinaryIO:
@@ -121,7 +136,7 @@ class _ZstdChunks(io.RawIOBase):
         return n
 
 
-def _read_jsonl(file: Path, lines: BinaryIO, text_key: str) -> Iterator[Document]:
+def _read_jsonl(file: Path, lines: BinaryIO, keys: tuple[str, ...]) -> Iterator[Document]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -132,46 +147,50 @@ def _read_jsonl(file: Path, lines: BinaryIO, text_key: str) -> Iterator[Document
             raise DataError(f"{where}: broken JSON at column {error.colno}: {error.msg}") from None
         except (ValueError, RecursionError) as error:  # a number too long or lists nested too deep for Python
             raise DataError(f"{where}: JSON that cannot be read: {error}") from None
-        yield Document(_text_of(record, text_key, where), where)
+        text, *target = (_text_of(record, key, name, where) for key, name in zip(keys, _KEY_SETTINGS, strict=False))
+        yield Document(text, where, *target)
 
 
-def _read_parquet(file: Path, text_key: str) -> Iterator[Document]:
+def _read_parquet(file: Path, keys: tuple[str, ...]) -> Iterator[Document]:
     try:
         with pq.ParquetFile(file) as table:
             names = table.schema_arrow.names
-            if text_key not in names:
-                raise DataError(f"{file}: no column `{text_key}`; there are {', '.join(names)}: set data.text_key")
+            for key, setting in zip(keys, _KEY_SETTINGS, strict=False):
+                if key not in names:
+                    raise DataError(f"{file}: no column `{key}`; there are {', '.join(names)}: set {setting}")
             row = 0
-            for batch in table.iter_batches(128, columns=[text_key]):
-                for value in batch.column(0):
+            for batch in table.iter_batches(128, columns=list(keys)):
+                for cells in zip(*(batch.column(key) for key in keys), strict=True):
                     row += 1
-                    yield Document(_text_of_cell(value, text_key, f"{file} row {row}"), f"{file}#{row}")
+                    where = f"{file} row {row}"
+                    text, *target = (_text_of_cell(cell, key, where) for cell, key in zip(cells, keys, strict=True))
+                    yield Document(text, f"{file}#{row}", *target)
     except pa.ArrowException as error:
         raise DataError(f"{file}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _text_of_cell(cell: Any, text_key: str, where: str) -> str:
+def _text_of_cell(cell: Any, key: str, where: str) -> str:
     try:
-        return _require_text(cell.as_py(), text_key, where)
+        return _require_text(cell.as_py(), key, where)
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: `{text_key}` holds invalid UTF-8 at byte {error.start}; write the file again") from None
+        raise DataError(f"{where}: `{key}` holds invalid UTF-8 at byte {error.start}; write the file again") from None
 
 
-def _text_of(record: Any, text_key: str, where: str) -> str:
+def _text_of(record: Any, key: str, setting: str, where: str) -> str:
     if not isinstance(record, dict):
-        raise DataError(f"{where}: expected an object with a `{text_key}` field, found {type(record).__name__}")
-    if text_key not in record:
-        raise DataError(f"{where}: no field `{text_key}`; there are {', '.join(map(str, record)) or 'none'}: set data.text_key")
-    return _require_text(record[text_key], text_key, where)
+        raise DataError(f"{where}: expected an object with a `{key}` field, found {type(record).__name__}")
+    if key not in record:
+        raise DataError(f"{where}: no field `{key}`; there are {', '.join(map(str, record)) or 'none'}: set {setting}")
+    return _require_text(record[key], key, where)
 
 
-def _require_text(value: Any, text_key: str, where: str) -> str:
+def _require_text(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where}: `{text_key}` is {type(value).__name__}, expected text")
+        raise DataError(f"{where}: `{key}` is {type(value).__name__}, expected text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: `{text_key}` holds half of a surrogate pair at character {error.start}") from None
+        raise DataError(f"{where}: `{key}` holds half of a surrogate pair at character {error.start}") from None
     return value
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from qianyi.errors import DataError
 
 BLOCK_TOKENS = 1 << 18
-FORMAT = 1
-"""Version of what is described here; in every manifest."""
+FORMAT = 2
+"""Version of what is described here and of the manifest, which states it."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:

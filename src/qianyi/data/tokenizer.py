@@ -1,7 +1,7 @@
 """A byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019): every text has tokens, and comes back exactly."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from qianyi.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
-_END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>")
+_END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "[SEP]")
 MIN_VOCAB_SIZE = 257
 """All bytes and the end-of-text token."""
 
@@ -20,16 +20,16 @@ MIN_VOCAB_SIZE = 257
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train on texts; token 0 is the end of a text. The same texts give the same tokenizer.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> Tokenizer:
+    """Train on texts; token 0 is the end of a text, and `special` tokens follow it. The same texts give the same tokenizer.
 
     Raises:
-        DataError: the vocabulary cannot hold all bytes.
+        DataError: the vocabulary cannot hold all bytes and the special tokens.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise DataError(
-            f"a byte-level vocabulary has at least {MIN_VOCAB_SIZE} entries, not {vocab_size}; raise model.vocab_size"
-        )
+    least = MIN_VOCAB_SIZE + len(special)
+    if vocab_size < least:
+        more = f" with {len(special)} more special tokens" if special else ""
+        raise DataError(f"a byte-level vocabulary{more} has at least {least} entries, not {vocab_size}; raise model.vocab_size")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -40,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -53,7 +53,7 @@ class Run:
 
     @property
     def bits_per_byte(self) -> float:
-        """Of the last validation; NaN where there was none."""
+        """Of the last validation; NaN where there was none, or where it scored not all text."""
         column = self.evals["bits_per_byte"]
         return column[-1] if column else math.nan
 

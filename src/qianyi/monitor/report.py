@@ -86,8 +86,11 @@ def _what_the_loss_did(run: Run) -> str:
 
 def _what_it_is_worth(run: Run) -> str:
     ours = run.bits_per_byte
-    if math.isnan(ours):
+    if not run.evals["loss"]:
         return "No held-out text was scored."
+    if math.isnan(ours):
+        loss, accuracy = run.evals["loss"][-1], run.evals["accuracy"][-1]
+        return f"On held-out text it is at {loss:.3f} nats per target token and has {accuracy:.1%} of them right."
     text = f"Held-out text takes the model {ours:.3f} bits per byte"
     more = [f"{name} ({value:.3f})" for name, value in run.baselines.items() if value > ours]
     fewer = [f"{name} ({value:.3f})" for name, value in run.baselines.items() if value <= ours]
@@ -122,6 +125,7 @@ def _figures(run: Run) -> list[tuple[str, str]]:
     figures = [
         ("bits per byte, held out", f"{run.bits_per_byte:.4f}"),
         ("validation loss", f"{evals['loss'][-1]:.4f}" if evals["loss"] else "nan"),
+        ("validation accuracy", f"{evals['accuracy'][-1]:.1%}" if evals["accuracy"] else "nan"),
         ("validation perplexity", f"{evals['perplexity'][-1]:,.1f}" if evals["perplexity"] else "nan"),
         ("training loss, last step", f"{events['loss'][-1]:.4f}"),
         ("tokens", count(events["tokens"][-1])),

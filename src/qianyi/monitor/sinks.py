@@ -124,6 +124,7 @@ class TensorBoard:
         values = {
             "validation/loss": event.loss,
             "validation/perplexity": event.perplexity,
+            "validation/accuracy": event.accuracy,
             "validation/bits_per_byte": event.bits_per_byte,
         }
         self._write(values, event.step, event.time)

@@ -65,10 +65,8 @@ class Terminal:
             self._print_step(event)
 
     def evaluation(self, event: EvalEvent) -> None:
-        self._validation = (
-            f"validation at step {event.step}: loss {event.loss:.4f}, perplexity {event.perplexity:.1f}, "
-            f"{event.bits_per_byte:.4f} bits per byte"
-        )
+        worth = f"accuracy {event.accuracy:.1%}" if event.bits_per_byte is None else f"{event.bits_per_byte:.4f} bits per byte"
+        self._validation = f"validation at step {event.step}: loss {event.loss:.4f}, perplexity {event.perplexity:.1f}, {worth}"
         if self._live is None:
             self._print(f"{self._validation} ({event.tokens:,} tokens, {duration(event.seconds)})")
 
