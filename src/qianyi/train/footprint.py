@@ -15,8 +15,9 @@ from qianyi.config.schema import Config
 from qianyi.config.stages import layers_of_virtual_stages
 from qianyi.model.param import Param, Tree, is_param, map_params
 from qianyi.parallel.collectives import axes_of
+from qianyi.parallel.mesh import abstract_mesh
 from qianyi.parallel.rules import SHARDING_AXES
-from qianyi.train.state import stored_params
+from qianyi.train.state import abstract_opt_state, stored_params
 from qianyi.train.weights import gradient_specs, late_parts, param_specs
 
 FLOAT32_BYTES = 4
@@ -46,7 +47,8 @@ def held(config: Config) -> Held:
     """What stays on the largest device during a step, without activations."""
     stored, reduced, late = param_specs(config), gradient_specs(config), late_parts(config)
     parameters = sum(_shard_size(p, spec, config) for p, spec, _ in _leaves(config, stored))
-    optimizer = 2 * sum(_shard_size(p, spec, config) for p, spec, _ in _leaves(config, reduced))
+    state = jax.tree.leaves(abstract_opt_state(config, abstract_mesh(config.layout)))
+    optimizer = sum(math.prod(a.sharding.shard_shape(a.shape)) for a in state if a.ndim)
     gradients = in_use = 0
     for (p, spec, part), (_, to, _) in zip(_leaves(config, stored), _leaves(config, reduced), strict=True):
         whole = _whole_size(p, spec, config)
