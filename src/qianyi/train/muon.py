@@ -1,16 +1,17 @@
 """Muon's orthogonal updates (Jordan et al. 2024), spread over the mesh.
 
-Every matrix of every layer (and expert) is orthogonalized by itself. Whole layers go to devices as far as their number allows; over axes
-that are left, each matrix is split along one side:
+Every matrix of every layer (and expert) is orthogonalized by itself, in a manual region. Whole layers go to devices as far as their number
+allows, by all-to-all; over axes that are left, each matrix is split along one side:
 
-    X: S x k, split along S    A = X'X, k x k: partial sums, reduced and scattered    A*A and p(A) by rows of A, gathered    X p(A): local
+    X: S x k, split along S    A = X'X: partial sums, reduced and scattered    p(A) by rows of A, gathered    X p(A): local
 
-so that all devices but replicas share the work, and none holds more than its part of X and a few k x k matrices.
+so that all devices but replicas share the work, and none holds more than its part of X and a few k x k matrices. Rows and columns may
+change places on the way, which orthogonalization does not mind: they change back.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from qianyi.model.param import Param, Tree, matrix_axes
-from qianyi.parallel.collectives import axes_of
+from qianyi.parallel.collectives import all_gather, all_to_all, axes_of, gather_copies, own_part, reduce_scatter, sum_over
 from qianyi.train.transforms import stateless
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -32,17 +33,85 @@ EPS = 1e-7
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Where the matrices of a parameter are while they are orthogonalized."""
+class Move:
+    """What an axis splits, before and while matrices are orthogonalized."""
 
-    stack: tuple[tuple[str, ...], ...]
-    """Mesh axes of each stacked dim."""
-    along: tuple[str, ...]
-    """Mesh axes that split each matrix."""
+    axis: str
+    source: int | None
+    """The array axis that it splits; None: every device has all of it."""
+    target: int | None
+
+    def go(self, x: Array) -> Array:
+        return _move(x, self.axis, self.source, self.target)
+
+    def back(self, x: Array) -> Array:
+        if self.source is None and self.target is not None:
+            return gather_copies(x, self.axis, self.target)
+        return _move(x, self.axis, self.target, self.source)
+
+
+def _move(x: Array, axis: str, source: int | None, target: int | None) -> Array:
+    if source is None:
+        assert target is not None
+        return own_part(x, axis, target)
+    return all_gather(x, axis, source) if target is None else all_to_all(x, axis, target, source)
+
+
+@dataclass
+class Plan:
+    """How the matrices of a parameter are spread over devices."""
+
+    mesh: Mapping[str, int]
+    shape: list[int]
+    """Of a device's part, after the moves."""
     split: tuple[int, ...]
-    """Array axes of the side that is split, the first of them over `along`."""
+    """Array axes of the side of a matrix that may be split."""
     whole: tuple[int, ...]
     """Array axes of the other side."""
+    moves: list[Move] = field(default_factory=list[Move])
+    along: tuple[str, ...] = ()
+    """Mesh axes that split each matrix."""
+    moved_bytes: float = 0
+    """What a device sends for the moves, there and back."""
+
+    def move(self, axis: str, source: int | None, targets: tuple[int, ...]) -> bool:
+        """Move a mesh axis to the first target that it divides."""
+        target = next((t for t in targets if self.shape[t] % self.mesh[axis] == 0), None)
+        if target is not None:
+            self.shape[target] //= self.mesh[axis]
+            self._leave(axis, source, target)
+        return target is not None
+
+    def gather(self, axis: str, source: int) -> None:
+        """Every device gets what was split over a mesh axis."""
+        self._leave(axis, source, None)
+
+    def _leave(self, axis: str, source: int | None, target: int | None) -> None:
+        self.moves.append(Move(axis, source, target))
+        size = self.mesh[axis]
+        if source is not None:
+            self.shape[source] *= size
+        # By all-to-all there and back, or by gathering what is split on one of these ways alone.
+        times = 2 if None not in {source, target} else 1 if target is None else size
+        self.moved_bytes += times * 4 * math.prod(self.shape) * (size - 1) / size
+
+    def bytes_sent(self, steps: int) -> int:
+        """By a device, in an update, by the ring algorithms."""
+        n, _, k, devices = self._sizes()
+        times = 3 if k % devices == 0 else 2  # scattered, gathered, gathered; or an all-reduce
+        return round(self.moved_bytes + steps * times * 4 * n * k**2 * (devices - 1) / devices)
+
+    def multiplications(self) -> int:
+        """Of a device, in an iteration."""
+        n, s, k, devices = self._sizes()
+        return n * (2 * s * k**2 + k**3 // (devices if k % devices == 0 else 1))
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """Matrices of a device, their sides, and the devices that split one."""
+        n, s, k = (
+            math.prod(self.shape[a] for a in axes) for axes in (range(min(self.split + self.whole)), self.split, self.whole)
+        )
+        return n, s, k, math.prod(self.mesh[axis] for axis in self.along)
 
 
 def is_orthogonalized(p: Param) -> bool:
@@ -51,7 +120,7 @@ def is_orthogonalized(p: Param) -> bool:
 
 
 def orthogonalize(declared: Tree, steps: int) -> optax.GradientTransformation:
-    """Replace the update of each matrix, U S V', by about UPDATE_RMS * sqrt(larger side) * U V'. Masked updates stay."""
+    """Replace the update of each matrix, U S V', by about UPDATE_RMS * sqrt(longer side) * U V'. Masked updates stay."""
 
     def each(p: Param, u: Any, _: Any) -> Any:
         return u if isinstance(u, optax.MaskedNode) else _orthogonal(p, u, steps)
@@ -61,70 +130,72 @@ def orthogonalize(declared: Tree, steps: int) -> optax.GradientTransformation:
 
 def _orthogonal(p: Param, update: Array, steps: int) -> Array:
     sharding = jax.typeof(update).sharding
-    s = plan(p, update.shape, sharding.spec, sharding.mesh.shape)
-    n_stacked = len(s.stack)
-    spec: list[Any] = [*(axes or None for axes in s.stack), *[None] * (update.ndim - n_stacked)]
-    spec[s.split[0]] = s.along or None
-    x = jax.reshard(update, P(*spec)) if sharding.mesh.shape else update
-    sizes = [math.prod(update.shape[a] for a in side) for side in (s.split, s.whole)]
-    flipped = s.split > s.whole  # [..., columns, rows] from here on, where the columns are split
-    x = x.reshape(*x.shape[:n_stacked], *(reversed(sizes) if flipped else sizes))
-    x = jnp.swapaxes(x, -1, -2) if flipped else x
-    x = UPDATE_RMS * math.sqrt(max(sizes)) * newton_schulz(x, steps, s)
-    x = (jnp.swapaxes(x, -1, -2) if flipped else x).reshape(update.shape)
-    return jax.reshard(x, sharding.spec) if sharding.mesh.shape else x
-
-
-def plan(p: Param, shape: tuple[int, ...], spec: P, mesh: Mapping[str, int]) -> Spread:
-    """Spread the matrices over all axes but `replica`, whose links are slow. Layers, then experts, go over axes that divide their number,
-    the largest first; one side of each matrix over the rest: that which holds more devices, or else the longer, which makes X'X small."""
+    spec, sizes = sharding.spec, dict(sharding.mesh.shape)
     sides = matrix_axes(p)
     assert sides is not None
-    n_stacked = min(sides[0] + sides[1])
-    stack = [axes_of(P(entry)) for entry in (*spec, *[None] * n_stacked)[:n_stacked]]
-    left = [axis for axis, size in mesh.items() if size > 1 and axis != "replica" and axis not in sum(stack, ())]
-    for axis in sorted(left, key=lambda axis: -mesh[axis]):
-        for i, axes in enumerate(stack):
-            if shape[i] % (mesh[axis] * _devices(axes, mesh)) == 0:
-                stack[i] = (*axes, axis)
-                left.remove(axis)
-                break
+    scale = UPDATE_RMS * math.sqrt(max(math.prod(update.shape[a] for a in side) for side in sides))
 
-    def splits(side: tuple[int, ...]) -> tuple[str, ...]:
-        taken = tuple[str, ...]()
-        for axis in left:
-            if shape[side[0]] % (mesh[axis] * _devices(taken, mesh)) == 0:
-                taken += (axis,)
-        return taken
+    def on_device(x: Array) -> Array:
+        s = plan(p, x.shape, spec, sizes)
+        for move in s.moves:
+            x = move.go(x)
+        first, second = sorted((s.split, s.whole))
+        matrices = x.reshape(*x.shape[: first[0]], -1, math.prod(x.shape[a] for a in second))
+        if s.split == first:
+            matrices = newton_schulz(matrices, steps, s.along)
+        else:
+            matrices = jnp.swapaxes(newton_schulz(jnp.swapaxes(matrices, -1, -2), steps, s.along), -1, -2)
+        x = scale * matrices.reshape(x.shape)
+        for move in reversed(s.moves):
+            x = move.back(x)
+        return x
 
-    def size(side: tuple[int, ...]) -> tuple[int, int]:
-        return _devices(splits(side), mesh), math.prod(shape[axis] for axis in side)
-
-    split, whole = sides if size(sides[0]) >= size(sides[1]) else sides[::-1]
-    return Spread(tuple(stack), splits(split), split, whole)
+    return jax.shard_map(on_device, in_specs=spec, out_specs=spec)(update)
 
 
-def newton_schulz(x: Array, steps: int, s: Spread) -> Array:
-    """Matrices [..., S, k], S over `s.along` -> about U V' of each U S V': x (a + b x'x + c (x'x)^2), repeated."""
+def plan(p: Param, shape: tuple[int, ...], spec: P, mesh: Mapping[str, int]) -> Plan:
+    """Spread matrices over all axes but `replica`, whose links are slow.
+
+    Layers, then experts, go over axes that divide their number, the largest first. One side of each matrix is split over the
+    rest: that with which a device has less to do. An axis that nothing divides repeats the work of others.
+
+    Args:
+        shape: of a device's part.
+        spec: how the whole lies on the mesh.
+        mesh: sizes of its axes.
+    """
+    sides = matrix_axes(p)
+    assert sides is not None
+    plans = [_plan(Plan(mesh, list(shape), split, whole), spec) for split, whole in (sides, sides[::-1])]
+    return min(plans, key=lambda plan: (plan.multiplications(), len(plan.moves)))
+
+
+def _plan(result: Plan, spec: P) -> Plan:
+    stack, mesh = tuple(range(min(result.split + result.whole))), result.mesh
+    splits: dict[str, int] = {axis: dim for dim, entry in enumerate(spec) for axis in axes_of(P(entry))}
+    live = [axis for axis, size in mesh.items() if size > 1 and axis != "replica" and splits.get(axis) not in stack]
+    left = [axis for axis in sorted(live, key=lambda a: -mesh[a]) if not result.move(axis, splits.get(axis), stack)]
+    for axis in left:
+        source = splits.get(axis)
+        if source in result.split or result.move(axis, source, result.split):
+            result.along += (axis,)
+        elif source is not None:
+            result.gather(axis, source)
+    return result
+
+
+def newton_schulz(x: Array, steps: int, along: tuple[str, ...]) -> Array:
+    """Matrices [..., S, k], S split over axes `along` -> about U V' of each U S V': X (a + b X'X + c (X'X)^2), repeated."""
     a, b, c = COEFFICIENTS
-    mesh = jax.typeof(x).sharding.mesh.shape
-    stack: list[Any] = [axes or None for axes in s.stack]
-    rows: Any = s.along if s.along and x.shape[-1] % _devices(s.along, mesh) == 0 else None
-
-    def product(equation: str, left: Array, right: Array, first: Any) -> Array:
-        return jnp.einsum(equation, left, right, out_sharding=P(*stack, first, None) if mesh else None)
-
-    def whole(m: Array) -> Array:
-        return jax.reshard(m, P(*stack, None, None)) if mesh else m
+    dim = x.ndim - 2
+    shared = x.shape[-1] % math.prod(lax.axis_size(axis) for axis in along) == 0
 
     def step(_: int, x: Array) -> Array:
-        squares = product("...sk,...sl->...kl", x, x, rows)
-        polynomial = b * squares + c * product("...kl,...lm->...km", squares, whole(squares), rows)
-        return a * x + product("...sk,...kl->...sl", x, whole(polynomial), s.along or None)
+        products = jnp.swapaxes(x, -1, -2) @ x
+        rows = reduce_scatter(products, along, dim) if shared else sum_over(products, along)
+        squares = all_gather(rows, along, dim) if shared else rows
+        polynomial = b * rows + c * rows @ squares
+        return a * x + x @ (all_gather(polynomial, along, dim) if shared else polynomial)
 
-    x = x / (jnp.sqrt(jnp.sum(x * x, (-2, -1), keepdims=True)) + EPS)
+    x = x / (jnp.sqrt(sum_over(jnp.sum(x * x, (-2, -1), keepdims=True), along)) + EPS)
     return lax.fori_loop(0, steps, step, x)
-
-
-def _devices(axes: tuple[str, ...], mesh: Mapping[str, int]) -> int:
-    return math.prod(mesh[axis] for axis in axes)
