@@ -1,5 +1,7 @@
 """Each operation against ten lines of NumPy in float64."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from qianyi.ops.norm import layer_norm, rms_norm
 from qianyi.ops.rope import frequencies, rotate
 from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import make_rules
-from qianyi.train.schedule import make_schedule
+from qianyi.train.schedule import learning_rate, make_schedule
 from qianyi.train.state import init_state
 
 from models import GPT, LLAMA, make_config  # isort: skip
@@ -55,7 +57,7 @@ def test_rotation_is_by_the_position_difference() -> None:
     np.testing.assert_allclose(ours, np.concatenate([turned.real, turned.imag], -1), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "wsd", "linear", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "wsd", "linear", "constant", "rsqrt"])
 def test_schedules(kind: str) -> None:
     rate = make_schedule(ScheduleConfig(kind=kind, warmup_steps=10, decay_fraction=0.25, final_ratio=0.1), 2.0, 100)
     values = np.array([float(rate(jnp.int32(n))) for n in range(100)])
@@ -66,8 +68,24 @@ def test_schedules(kind: str) -> None:
         "wsd": 1 - 0.9 * np.clip((done - 75) / 25, 0, 1),
         "linear": 1 - 0.9 * (done - 10) / 90,
         "constant": np.ones(90),
+        "rsqrt": np.sqrt(10 / done),
     }[kind]
     np.testing.assert_allclose(values[10:], 2.0 * expected, rtol=1e-5)
+
+
+def test_rsqrt_holds_the_peak() -> None:
+    """PaLM, section 5: 1e-2 for the first 10,000 steps, then one over the square root of the step."""
+    rate = make_schedule(ScheduleConfig(kind="rsqrt", hold_steps=10_000), 1e-2, 255_000)
+    for step in (1, 500, 10_000, 40_000, 250_000):
+        assert float(rate(jnp.int32(step - 1))) == pytest.approx(1e-2 if step <= 10_000 else step**-0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(("rule", "times"), [("none", 1), ("linear", 8), ("sqrt", 8**0.5)])
+def test_peak_follows_the_batch_size(rule: Any, times: float) -> None:
+    config = make_config(LLAMA, batch_size=256)
+    schedule = ScheduleConfig(kind="constant", scale_rule=rule, base_batch_size=None if rule == "none" else 32, warmup_steps=5)
+    scaled = learning_rate(config.model_copy(update={"schedule": schedule}))
+    np.testing.assert_allclose([scaled(n) for n in range(6)], 1e-2 * times * np.array([0.2, 0.4, 0.6, 0.8, 1, 1]), rtol=1e-6)
 
 
 def test_table_of_parallelism_refuses_collisions() -> None:

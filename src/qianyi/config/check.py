@@ -6,6 +6,7 @@ Each rule yields problems; all of them are reported together, with the numbers a
 import math
 from collections.abc import Iterator, Sequence
 
+from qianyi.config.check_optimizer import optimizer, scaling, schedule
 from qianyi.config.objective import fits_model, lengths_fit, without_effect
 from qianyi.config.schema import AXES, BATCH_AXES, Config, LayoutConfig, ModelConfig
 from qianyi.errors import ConfigError, ResourceError
@@ -44,7 +45,7 @@ def check(config: Config, n_devices: int | None = None) -> None:
     rules = (
         *(_parts, _pairs, _tensor_axis, _sharding, _stages, _context, _experts, _without_effect),
         *(fits_model, lengths_fit, without_effect),
-        *(_batch, _lengths, _schedule, _remat, _sources, _platform),
+        *(_batch, _lengths, schedule, scaling, optimizer, _remat, _sources, _platform),
     )
     problems = [problem for rule in rules for problem in rule(config)]
     if problems:
@@ -225,18 +226,6 @@ def _lengths(config: Config) -> Iterator[str]:
     size = config.data.tokenizer_vocab_size
     if size is not None and size > config.model.vocab_size:
         yield f"data.tokenizer_vocab_size={size} is larger than model.vocab_size={config.model.vocab_size}"
-
-
-def _schedule(config: Config) -> Iterator[str]:
-    warmup, steps = config.schedule.warmup_steps, config.train.steps
-    if warmup >= steps:
-        yield f"schedule.warmup_steps={warmup} leaves nothing of train.steps={steps}; use {steps // 10} or so"
-    decay_steps = round(config.schedule.decay_fraction * steps)
-    if config.schedule.kind == "wsd" and warmup < steps < warmup + decay_steps:
-        yield (
-            f"schedule.warmup_steps={warmup} and the decay over the last {decay_steps} steps (schedule.decay_fraction="
-            f"{config.schedule.decay_fraction}) overlap in train.steps={steps}; warm up over {steps - decay_steps} at most"
-        )
 
 
 def _remat(config: Config) -> Iterator[str]:

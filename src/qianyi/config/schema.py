@@ -8,23 +8,15 @@ are never written back, so a resolved recipe prints exactly what a user may writ
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
+from qianyi.config.optimizer import OptimizerConfig, ScheduleConfig
+from qianyi.config.part import Count, Fraction, Part, Positive
 
 AXES = ("replica", "stage", "data", "context", "expert", "model")
 """Mesh axes, the slowest links first; `qianyi.parallel.mesh` says what they are for."""
 BATCH_AXES = ("replica", "data", "expert")
 """Axes over which the rows of a batch are split."""
-
-
-class Part(BaseModel):
-    """A frozen group of settings; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class MoEConfig(Part):
@@ -356,36 +348,6 @@ class LayoutConfig(Part):
         return self.exchange == "ring" or (self.exchange == "auto" and self.stage == 1)
 
 
-class OptimizerConfig(Part):
-    """AdamW (Loshchilov & Hutter 2019) with global-norm clipping."""
-
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    """Peak learning rate."""
-    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the first moment."""
-    b2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay of the second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled weight decay of matrices; vectors (biases, norm scales) are not decayed."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Gradients are scaled down to this global norm; null: never."""
-
-
-class ScheduleConfig(Part):
-    """Learning rate over steps: linear warm-up, then `kind`."""
-
-    kind: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
-    """cosine; wsd: constant, then linear decay over the last decay_fraction; linear; constant."""
-    warmup_steps: Count = 0
-    """Steps of linear warm-up from zero."""
-    decay_fraction: Fraction = 0.2
-    """wsd: share of all steps spent decaying."""
-    final_ratio: Fraction = 0.1
-    """Learning rate at the end, as a share of the peak."""
-
-
 class ObjectiveConfig(Part):
     """What is predicted from what."""
 
@@ -474,3 +436,10 @@ class Config(Part):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     run: RunConfig = RunConfig()
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """optimizer.learning_rate at this batch size."""
+        rule, base = self.schedule.scale_rule, self.schedule.base_batch_size
+        ratio = self.train.batch_size / base if base else 1.0
+        return self.optimizer.learning_rate * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]

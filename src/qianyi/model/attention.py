@@ -56,7 +56,7 @@ def _latent_params(m: ModelConfig, latent: LatentConfig) -> Tree:
     params: Tree = {
         "latent": Param((D, C), ("embed", "rank"), init_std(m, D)),
         "latent_norm": Param((C,), ("rank",), mean=1.0, kind="vector"),
-        "key_position": Param((D, R), ("embed", "head_dim"), init_std(m, D)),
+        "key_position": Param((D, R), ("embed", "rank"), init_std(m, D)),
         "key": Param((C, H, K), ("latent", "heads", "head_dim"), init_std(m, C)),
         "value": Param((C, H, K), ("latent", "heads", "head_dim"), init_std(m, C)),
         "out": Param((H, K, D), ("heads", "head_dim", "embed"), residual_std(m, H * K)),

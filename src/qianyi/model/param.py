@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qianyi.parallel.rules import Rules
@@ -38,6 +38,27 @@ class Param:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+
+STACKED_DIMS = ("layers", "whole_layers", "experts")
+"""Leading dims along which separate arrays are stacked."""
+
+
+def own_axes(p: Param) -> tuple[int, ...]:
+    """The axes of one layer's (and one expert's) array."""
+    return tuple(axis for axis, dim in enumerate(p.dims) if dim not in STACKED_DIMS)
+
+
+def matrix_axes(p: Param) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The axes of the rows and of the columns of each stacked matrix, heads and their width being one side of it; None for what is no
+    matrix."""
+    sides = list[tuple[int, ...]]()
+    for axis in own_axes(p):
+        if p.dims[axis] == "head_dim" and sides:
+            sides[-1] += (axis,)
+        else:
+            sides.append((axis,))
+    return (sides[0], sides[1]) if len(sides) == 2 and p.kind in {"matrix", "router"} else None
 
 
 def is_param(x: object) -> bool:
@@ -78,7 +99,7 @@ def shardings(params: Tree, rules: Rules, mesh: Mesh) -> Tree:
     return map_params(lambda p: NamedSharding(mesh, rules.spec(p.dims)), params)
 
 
-def abstract(params: Tree, rules: Rules, mesh: Mesh) -> Tree:
+def abstract(params: Tree, rules: Rules, mesh: Mesh | AbstractMesh) -> Tree:
     """Shapes, types and shardings without arrays: for compilation and for restoring."""
     return map_params(
         lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=NamedSharding(mesh, rules.spec(p.dims))), params

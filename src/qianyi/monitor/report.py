@@ -138,6 +138,17 @@ def _figures(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in figures if value != "nan"]
 
 
+_OPTIMIZERS = {
+    "adamw": "AdamW",
+    "lamb": "LAMB",
+    "lars": "LARS",
+    "adafactor": "Adafactor",
+    "lion": "Lion",
+    "sgd": "SGD",
+    "muon": "Muon",
+}
+
+
 def _setup(config: Config) -> dict[str, str]:
     m, t, layout = config.model, config.train, config.layout
     heads = f"{m.n_heads} heads" + (f" ({m.kv_heads} of keys and values)" if m.kv_heads != m.n_heads else "")
@@ -147,7 +158,7 @@ def _setup(config: Config) -> dict[str, str]:
         "Batch": f"{t.batch_size:,} sequences of {t.seq_len:,} tokens: {t.batch_size * t.seq_len:,} tokens per step"
         + (f", in {t.accumulation} microbatches" if t.accumulation > 1 else ""),
         "Layout": f"{layout.words.replace(' x ', ' × ')}, ZeRO {layout.zero}",
-        "Optimizer": f"AdamW, learning rate {config.optimizer.learning_rate:g}, {config.schedule.kind} with "
+        "Optimizer": f"{_OPTIMIZERS[config.optimizer.kind]}, learning rate {config.peak_learning_rate:g}, {config.schedule.kind} with "
         f"{config.schedule.warmup_steps:,} steps of warm-up",
     }
 

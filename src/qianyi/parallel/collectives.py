@@ -57,6 +57,17 @@ def all_to_all(x: Array, axis: str, split_dim: int, concat_dim: int) -> Array:
     return lax.all_to_all(vary(x, (axis,)), axis, split_axis=split_dim, concat_axis=concat_dim, tiled=True)
 
 
+def own_part(x: Array, axis: str, dim: int) -> Array:
+    """This device's part, along `axis`, of what all devices have."""
+    size = x.shape[dim] // lax.axis_size(axis)
+    return lax.dynamic_slice_in_dim(vary(x, (axis,)), index_on(axis) * size, size, dim)
+
+
+def gather_copies(x: Array, axis: str, dim: int) -> Array:
+    """The inverse of `own_part`: the result is known to be the same on all devices."""
+    return lax.all_gather(x, axis, axis=dim, tiled=True, to="invarying") if lax.axis_size(axis) > 1 else x
+
+
 def send(x: Any, axis: str, distance: int) -> Any:
     """Every device gets the arrays of the one `distance` before it on the ring along `axis`."""
     size = lax.axis_size(axis)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from qianyi.config.schema import AXES, BATCH_AXES, LayoutConfig
 from qianyi.errors import ResourceError
@@ -40,6 +40,11 @@ def make_mesh(layout: LayoutConfig, devices: Sequence[Any] | None = None) -> Mes
     across = slice_shape(layout, n_slices)
     within = tuple(size // n for size, n in zip(shape, across, strict=True))
     return Mesh(create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True), AXES, axis_types=explicit)
+
+
+def abstract_mesh(layout: LayoutConfig) -> AbstractMesh:
+    """The axes of a mesh, without devices."""
+    return AbstractMesh(tuple(layout.sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def slice_shape(layout: LayoutConfig, n_slices: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Checkpoints: Orbax underneath (asynchronous, committed atomically, restored onto any layout), our rules on top.
 
 A checkpoint holds the whole `TrainState` (step, parameters, optimizer state, random key) and a record of what it belongs to:
-the model's shape and the data position. A record that does not match the recipe is refused before anything is restored.
+the model's shape, the data position and the optimizer. A record that does not match the recipe is refused before anything is restored.
 """
 
 import json
@@ -21,18 +21,23 @@ from qianyi.errors import CheckpointError, ResourceError
 from qianyi.train.state import TrainState, reorder_layers
 
 Record = dict[str, Any]
-"""What a checkpoint belongs to: JSON values under `model` and `data`."""
+"""What a checkpoint belongs to: JSON values under `model`, `data`, `optimizer` and `layers`."""
 
 _SHAPE_FREE = {"dtype", "remat", "init_std", "max_seq_len"}
 """Model settings that may change between save and restore (max_seq_len only where no table depends on it)."""
 
 
 def make_record(config: Config, data: Record) -> Record:
-    """The record of a recipe and the data position (`data`: what fixes the order of batches, such as a fingerprint), and in which order
-    its layers are stored (`layers`), which a pipeline changes."""
-    model = config.model.model_dump(mode="json")
+    """The record of a recipe and the data position (`data`: what fixes the order of batches, such as a fingerprint), what the optimizer
+    remembers, and in which order layers are stored (`layers`), which a pipeline changes."""
+    model, o = config.model.model_dump(mode="json"), config.optimizer
     free = _SHAPE_FREE - ({"max_seq_len"} if config.model.position == "learned" else set())
-    return {"model": {k: v for k, v in model.items() if k not in free}, "data": data, "layers": list(layer_places(config))}
+    return {
+        "model": {k: v for k, v in model.items() if k not in free},
+        "data": data,
+        "optimizer": {"kind": o.kind, "factored": o.factored, "has_momentum": o.moment_decay > 0, "decay_power": o.decay_power},
+        "layers": list(layer_places(config)),
+    }
 
 
 class Checkpoints:
@@ -168,6 +173,7 @@ def _is_stacked(path: Any) -> bool:
 def _require_match(path: Path, saved: Record, wanted: Record) -> None:
     for part, advice in (
         ("model", "use the recipe that the run began with, or another run.dir"),
+        ("optimizer", "its state is another; use the optimizer that the run began with, or another run.dir"),
         ("data", "batches would come in another order; put the data back as it was, or use another run.dir"),
     ):
         differing = [k for k in saved[part].keys() | wanted[part].keys() if saved[part].get(k) != wanted[part].get(k)]

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import Config
 from qianyi.config.stages import layers_of_virtual_stages
 from qianyi.model.param import Param, Tree, is_param, is_stacked, map_params
 from qianyi.parallel.collectives import axes_of
+from qianyi.parallel.mesh import abstract_mesh
 from qianyi.parallel.rules import SHARDING_AXES
-from qianyi.train.state import stored_params
+from qianyi.train.muon import is_orthogonalized, plan
+from qianyi.train.state import abstract_opt_state, stored_params
 from qianyi.train.weights import gradient_specs, late_parts, param_specs
 
 FLOAT32_BYTES = 4
@@ -46,7 +49,8 @@ def held(config: Config) -> Held:
     """What stays on the largest device during a step, without activations."""
     stored, reduced, late = param_specs(config), gradient_specs(config), late_parts(config)
     parameters = sum(_shard_size(p, spec, config) for p, spec, _ in _leaves(config, stored))
-    optimizer = 2 * sum(_shard_size(p, spec, config) for p, spec, _ in _leaves(config, reduced))
+    state = jax.tree.leaves(abstract_opt_state(config, abstract_mesh(config.layout)))
+    optimizer = sum(math.prod(a.sharding.shard_shape(a.shape)) for a in state if a.ndim)
     gradients = in_use = 0
     for (p, spec, part), (_, to, _) in zip(_leaves(config, stored), _leaves(config, reduced), strict=True):
         whole = _whole_size(p, spec, config)
@@ -57,7 +61,7 @@ def held(config: Config) -> Held:
 
 def sends(config: Config) -> list[Sends]:
     """By method."""
-    return [s for s in (*_of_weights(config), *_of_activations(config)) if s.bytes_per_device]
+    return [s for s in (*_of_weights(config), *_of_activations(config), *_of_optimizer(config)) if s.bytes_per_device]
 
 
 def _of_weights(config: Config) -> list[Sends]:
@@ -113,6 +117,17 @@ def _of_activations(config: Config) -> list[Sends]:
             )
         )
     return out
+
+
+def _of_optimizer(config: Config) -> list[Sends]:
+    if config.optimizer.kind != "muon":
+        return []  # norms and means alone: a few KiB
+    sizes, sent = config.layout.sizes, 0
+    for p, spec, _ in _leaves(config, gradient_specs(config)):
+        if is_orthogonalized(p):
+            part = NamedSharding(abstract_mesh(config.layout), spec).shard_shape(p.shape)
+            sent += plan(p, part, spec, sizes).bytes_sent(config.optimizer.newton_schulz_steps)
+    return [Sends("matrices to be orthogonalized", "all but replica and stage", sent)]
 
 
 def _leaves(config: Config, specs: Tree) -> list[tuple[Param, P, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import Config
@@ -39,23 +39,22 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the state, without arrays."""
-    declared = stored_params(config)
-    params = param.abstract(declared, make_rules(config.layout), mesh)
-    moments = param.abstract(declared, make_rules(config.layout, gradients=True), mesh)
     drawn = jax.eval_shape(lambda: _draw(config))
-    replicated = NamedSharding(mesh, P())
 
     def place(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
+        spec = P() if leaf.sharding is None else leaf.sharding.spec
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    # Moments lie as gradients do; everything else is a scalar.
-    structure = jax.tree.structure(params)
-    opt_state = jax.tree.map(
-        lambda part: moments if jax.tree.structure(part) == structure else place(part),
-        drawn.opt_state,
-        is_leaf=lambda part: jax.tree.structure(part) == structure,
-    )
+    params = param.abstract(stored_params(config), make_rules(config.layout), mesh)
+    opt_state = jax.tree.map(place, abstract_opt_state(config, mesh))
     return TrainState(place(drawn.step), params, opt_state, place(drawn.rng))
+
+
+def abstract_opt_state(config: Config, mesh: Mesh | AbstractMesh) -> Any:
+    """Shapes, types and shardings of the optimizer's state: moments lie as gradients do, means over some of their dims as the others.
+    Shardings are part of JAX's types, so the optimizer's own initialization says them; a scalar has none."""
+    gradients = param.abstract(stored_params(config), make_rules(config.layout, gradients=True), mesh)
+    return jax.eval_shape(make_optimizer(config).init, gradients)
 
 
 def stored_params(config: Config) -> Tree:

@@ -24,7 +24,7 @@ from qianyi.parallel.mesh import AXES, BATCH_AXES, LOSS_AXES
 from qianyi.parallel.pipeline import pipeline_forward, pipeline_gradients
 from qianyi.parallel.rules import batch_spec
 from qianyi.train.optimizer import make_optimizer
-from qianyi.train.schedule import make_schedule
+from qianyi.train.schedule import learning_rate
 from qianyi.train.stages import in_chunks, pipeline_parts, schedule_of
 from qianyi.train.state import TrainState
 from qianyi.train.weights import Sharded, gradient_specs, late_parts, make_gather, param_specs, shard_shape, take_whole
@@ -72,7 +72,7 @@ Total = Callable[[LossSums], tuple[Array, Losses]]
 def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step for a recipe, to be called under `jax.set_mesh`; the state that goes in is donated."""
     loss_and_gradients, update = make_loss_and_gradients(config), make_update(config)
-    rate = make_schedule(config.schedule, config.optimizer.learning_rate, config.train.steps)
+    rate = learning_rate(config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         out = loss_and_gradients(state.params, batch)

@@ -112,8 +112,8 @@ def _variant(config: Config, layout: LayoutConfig, dtype: str) -> Config:
 
 
 def _smooth_eps(config: Config, gradients: HostTree) -> float:
-    """Adam's first update is the sign of each element, which makes +-1 of rounding where a gradient is near zero. With an epsilon of the
-    gradient's size it is proportional instead, and errors stay what they are."""
+    """The first update of Adam, LAMB and Adafactor is the sign of each element, which makes +-1 of rounding where a gradient is near zero.
+    With an epsilon of the gradient's size it is proportional instead, and errors stay what they are."""
     size = sum(a.size for a in jax.tree.leaves(gradients))
     return max(norm(gradients) / size**0.5, config.optimizer.eps)
 

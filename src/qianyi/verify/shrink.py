@@ -2,6 +2,7 @@
 
 import math
 
+from qianyi.config.optimizer import OptimizerConfig
 from qianyi.config.schema import AttentionConfig, Config, LayoutConfig, ModelConfig, MoEConfig
 
 HEAD_DIM = 8
@@ -32,8 +33,10 @@ def shrink(config: Config, layout: LayoutConfig) -> Config:
         }
     )
     # The first steps are looked at: they must move.
-    schedule = config.schedule.model_copy(update={"warmup_steps": 0})
-    optimizer = config.optimizer.model_copy(update={"learning_rate": 1e-2})
+    schedule = config.schedule.model_copy(
+        update={"warmup_steps": 0, "hold_steps": 0, "scale_rule": "none", "base_batch_size": None}
+    )
+    optimizer = _smooth(config.optimizer).model_copy(update={"learning_rate": 1e-2})
     position = {"max_seq_len": seq_len}
     return config.model_copy(
         update={
@@ -44,6 +47,14 @@ def shrink(config: Config, layout: LayoutConfig) -> Config:
             "optimizer": optimizer,
         }
     )
+
+
+def _smooth(o: OptimizerConfig) -> OptimizerConfig:
+    """The optimizer, but none that magnifies the rounding of gradients: each iteration of Muon multiplies small singular values by 3.4, so
+    there is one; Lion's update is a sign, which flips with the last digit, so AdamW stands in for it."""
+    if o.kind == "lion":
+        return OptimizerConfig(b1=o.b1, b2=o.b2, weight_decay=o.weight_decay, decay_power=o.decay_power, clip_norm=o.clip_norm)
+    return o.model_copy(update={"newton_schulz_steps": 1}) if o.kind == "muon" else o
 
 
 def _shrink_model(config: Config, layout: LayoutConfig) -> ModelConfig:
