@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qianyi.config.schema import DataConfig, SourceConfig
+from qianyi.config.schema import DataConfig, SourceConfig, TrainConfig
 from qianyi.data.load import TrainingData
 from qianyi.data.prepare import prepare
 
@@ -40,7 +40,7 @@ def main() -> None:
         manifest = prepare(config, 4096, lambda *_: None)
         seconds = time.perf_counter() - began
         n_bytes = sum(manifest["sources"]["sanguo"][split]["bytes"] for split in ("train", "validation"))
-        data = TrainingData(config, args.seq_len, args.batch_size)
+        data = TrainingData(config, TrainConfig(seq_len=args.seq_len, batch_size=args.batch_size))
         result = {
             "prepare_mb_per_second": round(n_bytes / 1e6 / seconds, 2),
             "first_tokens_per_second": round(tokens_per_second(data, args.steps)),

@@ -14,7 +14,7 @@ from corpora import corpus, one_source, silent, tokenizer_of, two_sources
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qianyi.config.schema import DataConfig
+from qianyi.config.schema import DataConfig, TrainConfig
 from qianyi.data.load import TrainingData, ValidationData, local_rows, part_of
 from qianyi.data.prepare import prepare
 from qianyi.data.shards import BLOCK_TOKENS, ShardWriter, TokenStream, token_dtype
@@ -22,6 +22,7 @@ from qianyi.data.tokenizer import token_bytes
 from qianyi.errors import DataError
 
 SEQ_LEN, BATCH = 16, 8
+TRAIN = TrainConfig(seq_len=SEQ_LEN, batch_size=BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 
 def training(prepared: DataConfig, **changes: object) -> TrainingData:
-    return TrainingData(prepared.model_copy(update=changes), SEQ_LEN, BATCH)
+    return TrainingData(prepared.model_copy(update=changes), TRAIN)
 
 
 def test_batch_is_a_function_of_seed_and_step(prepared: DataConfig) -> None:
@@ -99,7 +100,7 @@ def test_a_stopped_reader_leaves_no_thread(prepared: DataConfig) -> None:
 def test_every_epoch_visits_every_window_once_in_another_order(tmp_path: Path) -> None:
     data = one_source(tmp_path, corpus(40, 3))
     prepare(data, 300, silent)
-    training_data = TrainingData(data, SEQ_LEN, 1)
+    training_data = TrainingData(data, TrainConfig(seq_len=SEQ_LEN, batch_size=1))
     (windows,) = training_data._windows.values()
     n = len(windows)
     expected = sorted(tuple(windows[i]) for i in range(n))
@@ -147,7 +148,7 @@ def test_record_changes_with_what_fixes_the_order(prepared: DataConfig, tmp_path
     prepare(moved, 400, silent)
     assert training(moved).record == record
     assert training(prepared, seed=1).record != record
-    assert TrainingData(prepared, SEQ_LEN, 2 * BATCH).record != record
+    assert TrainingData(prepared, TrainConfig(seq_len=SEQ_LEN, batch_size=2 * BATCH)).record != record
     prepare(moved.model_copy(update={"validation_fraction": 0.2}), 400, silent)
     assert training(moved).record != record
 
@@ -193,21 +194,21 @@ def test_damage_is_noticed(prepared: DataConfig, tmp_path: Path) -> None:
     shard.write_bytes(content)
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("d",)), P("d"))
     with pytest.raises(DataError, match=r"train/a/00000\.bin: block 0 is corrupt: its CRC-32 is .*, the manifest says .*prepare"):
-        list(TrainingData(data, SEQ_LEN, BATCH).batches(sharding, 0, 20))
+        list(TrainingData(data, TRAIN).batches(sharding, 0, 20))
     shard.write_bytes(content[:-7])
     with pytest.raises(DataError, match=rf"00000\.bin has {len(content) - 7} bytes; the manifest says {len(content)}"):
-        TrainingData(data, SEQ_LEN, BATCH)
+        TrainingData(data, TRAIN)
     shard.unlink()
     with pytest.raises(DataError, match=r"00000\.bin is missing"):
-        TrainingData(data, SEQ_LEN, BATCH)
+        TrainingData(data, TRAIN)
     (tmp_path / "out" / "shards" / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"manifest\.json: broken"):
-        TrainingData(data, SEQ_LEN, BATCH)
+        TrainingData(data, TRAIN)
 
 
 def test_too_little_text_for_a_sequence(prepared: DataConfig) -> None:
     with pytest.raises(DataError, match=r"fewer than one sequence of 1000000"):
-        TrainingData(prepared, 1_000_000, BATCH)
+        TrainingData(prepared, TrainConfig(seq_len=1_000_000, batch_size=BATCH))
 
 
 def test_damage_is_noticed_only_where_it_is(tmp_path: Path) -> None:

@@ -51,8 +51,7 @@ class Session:
 
     @cached_property
     def training_data(self) -> TrainingData:
-        train = self.config.train
-        return TrainingData(self.config.data, train.seq_len, train.batch_size, train.document_mask)
+        return TrainingData(self.config.data, self.config.train)
 
     @cached_property
     def validation_data(self) -> ValidationData:

@@ -5,6 +5,7 @@ Each rule yields problems; all of them are reported together, with the numbers a
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from qianyi.config.schema import AXES, BATCH_AXES, Config, LayoutConfig, ModelConfig
 from qianyi.errors import ConfigError, ResourceError
@@ -42,7 +43,7 @@ def check(config: Config, n_devices: int | None = None) -> None:
     """
     rules = (
         *(_parts, _pairs, _tensor_axis, _sharding, _stages, _context, _experts, _without_effect),
-        *(_batch, _lengths, _schedule, _remat, _sources, _platform),
+        *(_batch, _batch_ramp, _lengths, _schedule, _remat, _sources, _platform),
     )
     problems = [problem for rule in rules for problem in rule(config)]
     if problems:
@@ -215,6 +216,31 @@ def _batch(config: Config) -> Iterator[str]:
             f"train.batch_size={train.batch_size} does not split into {_product(layout, BATCH_AXES)} x train.accumulation "
             f"{train.accumulation} = {parts} equal parts; use {_multiples(train.batch_size, parts)}"
         )
+
+
+def _batch_ramp(config: Config) -> Iterator[str]:
+    """The first stage that does not fit."""
+    train, stages = config.train, config.layout.stage
+    sizes = [*(stage.batch_size for stage in train.batch_ramp), train.batch_size]
+    microbatch, rest = divmod(train.batch_size, train.accumulation)
+    for n, (size, following) in enumerate(pairwise(sizes)):
+        key = f"train.batch_ramp.{n}.batch_size={size}"
+        if size >= following:
+            name = "train.batch_size" if n + 2 == len(sizes) else f"train.batch_ramp.{n + 1}.batch_size"
+            yield f"{key} is not less than {name}={following}, which follows it; train.batch_ramp=[] has no ramp"
+            return
+        if rest == 0 and size % microbatch:
+            yield (
+                f"{key} is no whole number of microbatches of train.batch_size {train.batch_size} / train.accumulation "
+                f"{train.accumulation} = {microbatch} sequences; use {_multiples(size, microbatch)}"
+            )
+            return
+        if rest == 0 and size < stages * microbatch <= train.batch_size:
+            yield (
+                f"{key} is {size // microbatch} microbatches of {microbatch} sequences, which do not fill layout.stage={stages} "
+                f"stages; use {stages * microbatch} or more, or raise train.accumulation"
+            )
+            return
 
 
 def _lengths(config: Config) -> Iterator[str]:

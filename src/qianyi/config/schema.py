@@ -384,6 +384,15 @@ class ScheduleConfig(Part):
     """Learning rate at the end, as a share of the peak."""
 
 
+class BatchStage(Part):
+    """A stage of smaller batches at the beginning of a run."""
+
+    batch_size: Positive
+    """Sequences per optimizer step; microbatches have as many rows as in the full batch, so train.accumulation shrinks with it."""
+    sequences: Positive
+    """How many sequences the stage lasts, rounded up to whole steps."""
+
+
 class TrainConfig(Part):
     """The loop."""
 
@@ -395,6 +404,9 @@ class TrainConfig(Part):
     """Tokens per sequence."""
     accumulation: Positive = 1
     """Microbatches per step: gradients are accumulated over them, a pipeline is filled with them."""
+    batch_ramp: tuple[BatchStage, ...] = ()
+    """Stages of growing batches before batch_size (Brown et al. 2020, appendix B). The order of sequences stays; schedules count steps;
+    a run may end within its ramp."""
     document_mask: bool = False
     """Attention stays within a document where several are packed into a sequence."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0

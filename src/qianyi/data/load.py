@@ -1,7 +1,8 @@
 """Batches from token shards.
 
-The batch of step n is a pure function of (seed, n): row r is element n * batch_size + r of an endless, shuffled, mixed sequence that
-Grain computes at random access. How many processes or devices read it, and where a run was interrupted, changes nothing.
+The batch of step n is a pure function of (seed, n): row r is element `sequences_before(n)` + r of an endless, shuffled, mixed sequence that
+Grain computes at random access. How many processes or devices read it, and where a run was interrupted, changes nothing; a ramp of the
+batch size changes how many sequences a step takes, and not their order.
 
 A batch is `inputs` and `targets`, int32 [batch, sequence]; a target of -1 is not scored. `documents` is there where attention is to stay
 within a document.
@@ -19,7 +20,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
-from qianyi.config.schema import DataConfig
+from qianyi.config.ramp import batch_size_of, sequences_before
+from qianyi.config.schema import DataConfig, TrainConfig
 from qianyi.data.shards import BLOCK_TOKENS, FORMAT, TokenStream, token_dtype
 from qianyi.data.stage import read_manifest
 from qianyi.errors import DataError
@@ -47,20 +49,21 @@ class _Windows:
 class TrainingData:
     """The endless training sequence of a recipe."""
 
-    def __init__(self, data: DataConfig, seq_len: int, batch_size: int, document_mask: bool = False):
-        """Open the prepared shards; with `document_mask`, batches say which tokens are of one document.
+    def __init__(self, data: DataConfig, train: TrainConfig):
+        """Open the prepared shards; with `train.document_mask`, batches say which tokens are of one document.
 
         Raises:
             DataError: they are missing, cut short, or too small for one sequence.
         """
+        seq_len = train.seq_len
         manifest, streams = _open(Path(data.dir) / "shards", "train")
         for name, stream in streams.items():
             if len(stream) <= seq_len:
                 raise DataError(
                     f"data.sources.{name} has {len(stream)} training tokens, fewer than one sequence of {seq_len} + 1"
                 )
-        self.batch_size, self.seq_len, self._streams = batch_size, seq_len, streams
-        self._end_token = manifest["end_token"] if document_mask else None
+        self._train, self._streams = train, streams
+        self._end_token = manifest["end_token"] if train.document_mask else None
         self._windows = {name: _Windows(stream, seq_len) for name, stream in streams.items()}
         given = {s.name: s.weight for s in data.sources}
         weights = {name: given.get(name) or len(stream) for name, stream in streams.items()}
@@ -75,20 +78,21 @@ class TrainingData:
             "shards": shards[:16],
             "seed": data.seed,
             "seq_len": seq_len,
-            "batch_size": batch_size,
+            "batch_size": train.batch_size,
+            "batch_ramp": [stage.model_dump() for stage in train.batch_ramp],
             "weights": {name: round(weight, 12) for name, weight in self.weights.items()},
         }
         """What fixes the order of batches; a checkpoint of a run belongs to one such record."""
 
     def rows(self, step: int, rows: range) -> HostBatch:
         """Rows of the batch of a step (0 is the first)."""
-        elements: list[Any] = [self._sequence[step * self.batch_size + row] for row in rows]
+        elements: list[Any] = [self._sequence[sequences_before(self._train, step) + row] for row in rows]
         windows = np.stack(elements)
         return _with_documents({"inputs": windows[:, :-1], "targets": windows[:, 1:]}, self._end_token)
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each source has been read after so many steps."""
-        drawn = step * self.batch_size
+        drawn = sequences_before(self._train, step)
         return {name: drawn * self.weights[name] / len(windows) for name, windows in self._windows.items()}
 
     def token_counts(self, vocab_size: int) -> NDArray[np.int64]:
@@ -104,12 +108,18 @@ class TrainingData:
 
         Each process reads only the rows that its devices hold.
         """
-        held = sharding.addressable_devices_indices_map((self.batch_size, self.seq_len))
-        rows = local_rows(cast(Iterable[Index], held.values()), self.batch_size)
-        steps = grain.MapDataset.range(start, stop).map(lambda step: self.rows(int(step), rows))
+
+        def held(step: int) -> tuple[int, range]:
+            """Sequences of a step, and which rows are here."""
+            batch_size = batch_size_of(self._train, step)
+            indices = sharding.addressable_devices_indices_map((batch_size, self._train.seq_len))
+            return batch_size, local_rows(cast(Iterable[Index], indices.values()), batch_size)
+
+        steps = grain.MapDataset.range(start, stop).map(lambda step: self.rows(int(step), held(int(step))[1]))
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        for host in steps.to_iter_dataset(options):
-            yield _place(host, rows, self.batch_size, sharding)
+        for step, host in enumerate(steps.to_iter_dataset(options), start):
+            batch_size, rows = held(step)
+            yield _place(host, rows, batch_size, sharding)
 
 
 class ValidationData:

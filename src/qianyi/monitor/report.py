@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from qianyi import __version__
 from qianyi.config.counts import parameter_count
+from qianyi.config.ramp import ramp_stages
 from qianyi.config.schema import Config
 from qianyi.errors import ResourceError
 from qianyi.monitor.charts import MAX_POINTS, Chart, Points, Series, chart, smooth
@@ -141,7 +143,8 @@ def _setup(config: Config) -> dict[str, str]:
         "Model": f"{m.n_layers} layers of width {m.d_model:,}, {heads}, {m.mlp}, {m.norm}, {m.position} positions, "
         f"vocabulary {m.vocab_size:,}, {m.dtype}",
         "Batch": f"{t.batch_size:,} sequences of {t.seq_len:,} tokens: {t.batch_size * t.seq_len:,} tokens per step"
-        + (f", in {t.accumulation} microbatches" if t.accumulation > 1 else ""),
+        + (f", in {t.accumulation} microbatches" if t.accumulation > 1 else "")
+        + "".join(f"; {a.batch_size:,} up to step {b.first_step:,}" for a, b in pairwise(ramp_stages(t))),
         "Layout": f"{layout.words.replace(' x ', ' × ')}, ZeRO {layout.zero}",
         "Optimizer": f"AdamW, learning rate {config.optimizer.learning_rate:g}, {config.schedule.kind} with "
         f"{config.schedule.warmup_steps:,} steps of warm-up",

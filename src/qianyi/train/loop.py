@@ -13,6 +13,7 @@ import psutil
 from jax import Array
 
 from qianyi.config.counts import flops_per_token
+from qianyi.config.ramp import tokens_before
 from qianyi.config.schema import Config
 from qianyi.errors import QianyiError
 from qianyi.events import StepEvent
@@ -96,8 +97,8 @@ class _Meter:
     """Turns metrics on the device into events, and keeps the time between them."""
 
     def __init__(self, config: Config, peak_flops: float | None):
-        self._tokens_per_step = config.train.batch_size * config.train.seq_len
-        self._flops_per_step = self._tokens_per_step * flops_per_token(config.model, config.train.seq_len)
+        self._train = config.train
+        self._flops_per_token = flops_per_token(config.model, config.train.seq_len)
         self._peak_flops = peak_flops
         self._last_seconds = time.perf_counter()
 
@@ -109,16 +110,18 @@ class _Meter:
         values: Metrics = jax.device_get(metrics)
         now_seconds = time.perf_counter()
         seconds, self._last_seconds = now_seconds - self._last_seconds, now_seconds
+        tokens = tokens_before(self._train, step)
+        tokens_per_second = (tokens - tokens_before(self._train, step - 1)) / seconds
         return StepEvent(
             step=step,
-            tokens=step * self._tokens_per_step,
+            tokens=tokens,
             loss=_scalar(values.loss),
             z_loss=_scalar(values.z_loss),
             grad_norm=_scalar(values.grad_norm),
             learning_rate=_scalar(values.learning_rate),
             step_seconds=seconds,
-            tokens_per_second=self._tokens_per_step / seconds,
-            mfu=None if self._peak_flops is None else self._flops_per_step / seconds / self._peak_flops,
+            tokens_per_second=tokens_per_second,
+            mfu=None if self._peak_flops is None else self._flops_per_token * tokens_per_second / self._peak_flops,
             memory_bytes=memory_bytes(),
             time=time.time(),
         )

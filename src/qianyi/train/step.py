@@ -15,6 +15,7 @@ import optax
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
+from qianyi.config.ramp import at_batch_size
 from qianyi.config.schema import Config
 from qianyi.model.param import Param, Tree, map_params
 from qianyi.model.transformer import Batch, model_loss, model_params
@@ -70,12 +71,14 @@ Total = Callable[[LossSums], tuple[Array, Losses]]
 
 
 def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step for a recipe, to be called under `jax.set_mesh`; the state that goes in is donated."""
-    loss_and_gradients, update = make_loss_and_gradients(config), make_update(config)
+    """The jitted step for a recipe, to be called under `jax.set_mesh`; the state that goes in is donated. It is compiled once for each
+    batch size of a ramp."""
+    update = make_update(config)
     rate = make_schedule(config.schedule, config.optimizer.learning_rate, config.train.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        out = loss_and_gradients(state.params, batch)
+        stage = at_batch_size(config, batch["inputs"].shape[0])
+        out = make_loss_and_gradients(stage)(state.params, batch)
         metrics = Metrics(out.loss, out.z_loss, out.balance_loss, out.sentence_loss, out.grad_norm, rate(state.step))
         return update(state, out.gradients, out.grad_norm), metrics
 

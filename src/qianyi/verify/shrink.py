@@ -27,6 +27,7 @@ def shrink(config: Config, layout: LayoutConfig) -> Config:
             "seq_len": seq_len,
             "batch_size": 2 * shards,
             "accumulation": accumulation,
+            "batch_ramp": (),
             "steps": 100,
             "loss_chunk_tokens": 3 * seq_len // 4,  # chunks that do not divide the tokens, as real ones may not
         }
