@@ -43,7 +43,7 @@ def check(config: Config, n_devices: int | None = None) -> None:
     """
     rules = (
         *(_parts, _pairs, _tensor_axis, _sharding, _stages, _context, _experts, _without_effect),
-        *(_batch, _batch_ramp, _lengths, _schedule, _remat, _sources, _platform),
+        *(_batch, _batch_ramp, _noise_scale, _lengths, _schedule, _remat, _sources, _platform),
     )
     problems = [problem for rule in rules for problem in rule(config)]
     if problems:
@@ -241,6 +241,24 @@ def _batch_ramp(config: Config) -> Iterator[str]:
                 f"stages; use {stages * microbatch} or more, or raise train.accumulation"
             )
             return
+
+
+def _noise_scale(config: Config) -> Iterator[str]:
+    train, stages = config.train, config.layout.stage
+    if not train.noise_scale:
+        return
+    if stages > 1:
+        yield f"train.noise_scale: with layout.stage={stages} no gradient of a single microbatch exists; use layout.stage=1 or leave it out"
+    if train.accumulation == 1:
+        yield (
+            "train.noise_scale compares the gradients of microbatches with that of the batch, and train.accumulation=1 has but one; "
+            "use train.accumulation=2 or more"
+        )
+    elif train.batch_ramp and train.batch_ramp[0].batch_size == train.batch_size // train.accumulation:
+        yield (
+            f"train.noise_scale needs two microbatches, and train.batch_ramp.0.batch_size={train.batch_ramp[0].batch_size} is one; "
+            f"use train.accumulation={2 * train.accumulation}"
+        )
 
 
 def _lengths(config: Config) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Batch-size ramps: how many sequences a step takes and where they begin in the endless training sequence, without JAX.
 
-Stages of smaller batches come before `train.batch_size`. Sequences keep their order whatever the stages are: a ramp decides how many of them
-a step takes, and no more.
+Stages of smaller batches come before `train.batch_size`. Sequences keep their order whatever the stages are: a ramp decides how many of
+them a step takes, and no more.
 """
 
 from typing import NamedTuple

@@ -407,6 +407,9 @@ class TrainConfig(Part):
     batch_ramp: tuple[BatchStage, ...] = ()
     """Stages of growing batches before batch_size (Brown et al. 2020, appendix B). The order of sequences stays; schedules count steps;
     a run may end within its ramp."""
+    noise_scale: bool = False
+    """Measures the gradient noise scale (McCandlish et al. 2018) from the gradients of microbatches, which are then reduced one by one
+    where they are otherwise reduced once per step (see layout.gather)."""
     document_mask: bool = False
     """Attention stays within a document where several are packed into a sequence."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0

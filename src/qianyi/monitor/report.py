@@ -114,6 +114,7 @@ def _render(run: Run) -> str:
         samples=run.samples[-MAX_SAMPLES:],
         recipe=[line.rpartition(" # ") for line in run.recipe.splitlines()],
         mfu=_mfu(run),
+        measured={name for name, column in run.events.items() if _finite(column)},
         starts=[{name: _shown(name, value) for name, value in start.items()} for start in run.starts],
     )
 
@@ -164,6 +165,8 @@ def _charts(run: Run) -> Iterator[Chart | None]:
     yield draw("Loss", "nats per token", f"last {_number(events['loss'][-1])}", _losses(run))
     yield draw("Learning rate", "", f"last {_number(rates[-1][1])}", [Series("", rates)])
     yield usual("Gradient norm", "", _points(events, "grad_norm"))
+    yield usual("Gradient noise scale", "sequences", _points(events, "grad_noise_scale"))
+    yield usual("Balance loss", "", _points(events, "balance_loss"))
     yield usual("Throughput", "tokens/s", _steady_points(run, "tokens_per_second"))
     yield usual("Step time", "seconds", _steady_points(run, "step_seconds"))
     yield draw("Memory", "GiB", f"at most {max(_finite(size for _, size in memory), default=0):.2f}", _trend(memory))

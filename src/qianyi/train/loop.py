@@ -13,10 +13,11 @@ import psutil
 from jax import Array
 
 from qianyi.config.counts import flops_per_token
-from qianyi.config.ramp import tokens_before
+from qianyi.config.ramp import batch_size_of, tokens_before
 from qianyi.config.schema import Config
 from qianyi.errors import QianyiError
 from qianyi.events import StepEvent
+from qianyi.train.noise import NoiseScale
 from qianyi.train.step import Batch, Metrics, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -99,6 +100,8 @@ class _Meter:
     def __init__(self, config: Config, peak_flops: float | None):
         self._train = config.train
         self._flops_per_token = flops_per_token(config.model, config.train.seq_len)
+        self._has_balance_loss = config.model.mixture is not None
+        self._noise_scale = NoiseScale()
         self._peak_flops = peak_flops
         self._last_seconds = time.perf_counter()
 
@@ -117,7 +120,9 @@ class _Meter:
             tokens=tokens,
             loss=_scalar(values.loss),
             z_loss=_scalar(values.z_loss),
+            balance_loss=_scalar(values.balance_loss) if self._has_balance_loss else None,
             grad_norm=_scalar(values.grad_norm),
+            grad_noise_scale=self._noise(step, values),
             learning_rate=_scalar(values.learning_rate),
             step_seconds=seconds,
             tokens_per_second=tokens_per_second,
@@ -125,6 +130,13 @@ class _Meter:
             memory_bytes=memory_bytes(),
             time=time.time(),
         )
+
+    def _noise(self, step: int, values: Metrics) -> float | None:
+        if values.microbatch_grad_norm is None:
+            return None
+        norms = _scalar(values.grad_norm), _scalar(values.microbatch_grad_norm)
+        microbatch_size = self._train.batch_size // self._train.accumulation
+        return self._noise_scale.add(*norms, batch_size_of(self._train, step - 1), microbatch_size)
 
 
 class _SaveTimer:
