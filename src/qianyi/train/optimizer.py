@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from qianyi.config.schema import Config
+from qianyi.config.schema import Config, ModelConfig
 from qianyi.model.param import Tree, decay_mask, map_params
 from qianyi.model.transformer import model_params
+from qianyi.model.width import rate_multipliers, width_ratio
 from qianyi.train.schedule import make_schedule
 
 
@@ -16,11 +18,21 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     o, declared = config.optimizer, model_params(config.model)
     adamw = optax.chain(
         optax.scale_by_adam(o.b1, o.b2, o.eps),
+        # Before the decay, which is the same at every width.
+        *width_scaling(config.model, declared),
         optax.add_decayed_weights(o.weight_decay, decay_mask(declared)),
         optax.scale_by_learning_rate(make_schedule(config.schedule, o.learning_rate, config.train.steps)),
     )
     moe = config.model.mixture
     return adamw if moe is None or moe.balance == "loss" else _with_balance(adamw, declared, moe.balance_rate)
+
+
+def width_scaling(m: ModelConfig, declared: Tree) -> list[optax.GradientTransformation]:
+    """Learning rates of the parameters at this width, as a stage for optimizers whose step does not grow with the gradient."""
+    if width_ratio(m) == 1:
+        return []
+    rates = rate_multipliers(declared, m)
+    return [optax.stateless(lambda updates, _: jax.tree.map(lambda u, rate: u * rate, updates, rates))]
 
 
 def _with_balance(inner: optax.GradientTransformation, declared: Tree, rate: float) -> optax.GradientTransformation:

@@ -69,6 +69,8 @@ def _shrink_model(config: Config, layout: LayoutConfig) -> ModelConfig:
             "d_ff": 24 * layout.model,
             "moe": _shrink_experts(m.moe, layout, n_dense),
             "attention": _shrink_attention(m.attention, layout),
+            "mup_base_width": m.mup_base_width and max(1, width * m.mup_base_width // m.d_model),
+            "mup_base_head_dim": m.mup_base_head_dim and max(1, HEAD_DIM * m.mup_base_head_dim // m.d_head),
         }
     )
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
 from qianyi.export.names import Table
+from qianyi.model.width import query_multiplier, width_ratio
 
 Json = dict[str, Any]
 Metadata = Mapping[str, Any]
@@ -63,6 +64,8 @@ _FREE = {"dtype", "remat", "init_std"}
 def _computed(m: ModelConfig) -> dict[str, Any]:
     """The settings on which outputs depend, defaults resolved."""
     resolved = {"n_kv_heads": m.kv_heads, "head_dim": m.d_head, "d_ff": m.d_hidden}
+    if (width_ratio(m), query_multiplier(m)) == (1, 1):
+        resolved |= {"mup_base_width": None, "mup_base_head_dim": None}
     return {key: value for key, value in (m.model_dump() | resolved).items() if key not in _FREE}
 
 
