@@ -1,5 +1,7 @@
 """What `qianyi show --layout` says is what arrays take and what the compiled program sends."""
 
+from typing import Any
+
 import jax
 import pytest
 from models import GPT, LLAMA, make_config
@@ -38,19 +40,20 @@ def test_state_takes_what_is_said(model: ModelConfig, layout: LayoutConfig, accu
 
 
 @pytest.mark.parametrize(
-    ("layout", "accumulation"),
+    ("layout", "train"),
     [
-        (LayoutConfig(data=8), 1),
-        (LayoutConfig(data=8), 2),
-        (LayoutConfig(data=8, zero=1), 1),
-        (LayoutConfig(data=8, zero=2), 2),
-        (LayoutConfig(data=8, zero=0), 1),
-        (LayoutConfig(replica=2, data=4), 1),
+        (LayoutConfig(data=8), {}),
+        (LayoutConfig(data=8), {"accumulation": 2}),
+        (LayoutConfig(data=8), {"accumulation": 2, "noise_scale": True}),
+        (LayoutConfig(data=8, zero=1), {}),
+        (LayoutConfig(data=8, zero=2), {"accumulation": 2}),
+        (LayoutConfig(data=8, zero=0), {}),
+        (LayoutConfig(replica=2, data=4), {}),
     ],
     ids=str,
 )
-def test_the_program_sends_what_is_said(layout: LayoutConfig, accumulation: int) -> None:
-    config = make_config(LLAMA, layout, accumulation=accumulation)
+def test_the_program_sends_what_is_said(layout: LayoutConfig, train: dict[str, Any]) -> None:
+    config = make_config(LLAMA, layout, **train)
     said = sum(s.bytes_per_device for s in sends(config))
     sent = sum(c.bytes_per_device for c in Runner(config).collectives())
     assert sent == pytest.approx(said, rel=0.01)  # beside weights: a few scalars

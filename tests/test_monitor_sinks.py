@@ -31,7 +31,9 @@ def step_event(step: int, **values: Any) -> StepEvent:
         "tokens": 2048 * step,
         "loss": 10 / (1 + step / 7),
         "z_loss": 1e-4 / step,
+        "balance_loss": 0.01,
         "grad_norm": math.pi / step,
+        "grad_noise_scale": None,
         "learning_rate": 3e-4 / 7,
         "step_seconds": 0.5,
         "tokens_per_second": 4096.0,
@@ -215,7 +217,7 @@ def test_tensorboard_reads_what_was_written_across_a_kill(tmp_path: Path) -> Non
     assert [e.step for e in read.Scalars("perf/mfu")] == list(range(6, 11)), "an unknown MFU is left out"
     assert [(e.step, e.value) for e in read.Scalars("validation/loss")] == [(s, pytest.approx(2 / 3)) for s in (4, 8)]
     shown = {"train/z_loss", "train/grad_norm", "train/learning_rate", "perf/tokens_per_second", "perf/step_seconds"}
-    shown |= {"train/loss", "perf/mfu", "perf/memory_bytes"}
+    shown |= {"train/loss", "train/balance_loss", "perf/mfu", "perf/memory_bytes"}
     shown |= {"validation/loss", "validation/bits_per_byte", "validation/perplexity", "validation/accuracy"}
     assert set(read.Tags()["scalars"]) == shown
     assert read.Scalars("perf/memory_bytes")[0].value == 3 << 30

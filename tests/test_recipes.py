@@ -8,6 +8,7 @@ from qianyi.config import recipes
 from qianyi.config.check import check
 from qianyi.config.counts import parameter_count
 from qianyi.config.load import dump, load
+from qianyi.config.ramp import ramp_stages, tokens_before
 from qianyi.config.schema import Config, ModelConfig
 
 
@@ -63,10 +64,26 @@ def test_only_gpt3_175b_pads_its_vocabulary() -> None:
 )
 def test_published_training(name: str, batch_tokens: float, total_tokens: float, learning_rate: float) -> None:
     config = load(name).config
-    tokens = config.train.batch_size * config.train.seq_len
-    assert tokens == pytest.approx(batch_tokens, rel=0.05)
-    assert tokens * config.train.steps == pytest.approx(total_tokens, rel=1e-3)
+    assert config.train.batch_size * config.train.seq_len == pytest.approx(batch_tokens, rel=0.05)
+    assert tokens_before(config.train, config.train.steps) == pytest.approx(total_tokens, rel=1e-3)
     assert config.optimizer.learning_rate == learning_rate
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        # Tokens per step from so many tokens on. GPT-3: linear, reaching the whole batch after 12 billion.
+        ("gpt3-175b", [(n / 8 * 3.15e6, (n - 1) / 7 * 12e9) for n in range(1, 9)]),
+        ("llama3-405b", [(4e6, 0), (8e6, 252e6), (16e6, 2.87e12)]),
+    ],
+)
+def test_published_batch_ramps(name: str, stages: list[tuple[float, float]]) -> None:
+    train = load(name).config.train
+    found = [(stage.batch_size * train.seq_len, stage.first_sequence * train.seq_len) for stage in ramp_stages(train)]
+    for (tokens, begin), (expected_tokens, expected_begin) in zip(found, stages, strict=True):
+        assert tokens == pytest.approx(expected_tokens, rel=0.05)
+        assert begin == pytest.approx(expected_begin, rel=0.02)
+    assert not load("gpt3-6.7b").config.train.batch_ramp
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,13 @@ class StepEvent:
     """Mean cross-entropy per token in nats, before this step's update."""
     z_loss: float
     """The auxiliary z-loss term that was added to it."""
+    balance_loss: float | None
+    """The auxiliary loss that evens the load of experts, also added; None where the model has none."""
     grad_norm: float
     """Global L2 norm of the gradient before clipping."""
+    grad_noise_scale: float | None
+    """In sequences (McCandlish et al. 2018): a batch much larger than this gains little over a smaller one. A ratio of averages over about
+    a hundred steps, which begin anew when a run is continued. None without train.noise_scale, and while it cannot be told from noise."""
     learning_rate: float
     step_seconds: float
     """Wall time since the previous step finished; the first step of a process includes compilation."""

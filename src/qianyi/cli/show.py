@@ -1,12 +1,14 @@
 """`qianyi show`."""
 
 from dataclasses import asdict
+from itertools import pairwise
 
 from qianyi.cli.layout import layout_overrides
 from qianyi.cli.recipes import readable
 from qianyi.config.check import check
 from qianyi.config.counts import parameter_count
 from qianyi.config.load import dump, load
+from qianyi.config.ramp import ramp_stages, tokens_before
 from qianyi.config.schema import Config
 from qianyi.monitor.words import gibibytes
 
@@ -18,7 +20,10 @@ def run(recipe: str, overrides: list[str], layout: str | None) -> None:
     step_tokens = train.batch_size * train.seq_len
     count = parameter_count(resolved.config.model)
     print(f"# {count:,} parameters ({readable(count)}), {devices} devices")
-    print(f"# {step_tokens:,} tokens per step, {readable(step_tokens * train.steps)} tokens in {train.steps:,} steps")
+    print(f"# {step_tokens:,} tokens per step, {readable(tokens_before(train, train.steps))} tokens in {train.steps:,} steps")
+    for stage, following in pairwise(ramp_stages(train)):
+        if stage.first_step < train.steps:
+            print(f"# {stage.batch_size * train.seq_len:,} tokens per step up to step {following.first_step:,}")
     if layout:
         _show_layout(resolved.config)
     print(dump(resolved), end="")

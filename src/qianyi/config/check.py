@@ -5,6 +5,7 @@ Each rule yields problems; all of them are reported together, with the numbers a
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from qianyi.config.check_optimizer import optimizer, scaling, schedule
 from qianyi.config.objective import fits_model, lengths_fit, without_effect
@@ -44,8 +45,8 @@ def check(config: Config, n_devices: int | None = None) -> None:
     """
     rules = (
         *(_parts, _pairs, _tensor_axis, _sharding, _stages, _context, _experts, _without_effect),
-        *(fits_model, lengths_fit, without_effect),
-        *(_batch, _lengths, schedule, scaling, optimizer, _remat, _sources, _platform),
+        *(fits_model, lengths_fit, without_effect, _batch, _batch_ramp, _noise_scale, _lengths),
+        *(schedule, scaling, optimizer, _remat, _sources, _platform),
     )
     problems = [problem for rule in rules for problem in rule(config)]
     if problems:
@@ -217,6 +218,49 @@ def _batch(config: Config) -> Iterator[str]:
         yield (
             f"train.batch_size={train.batch_size} does not split into {_product(layout, BATCH_AXES)} x train.accumulation "
             f"{train.accumulation} = {parts} equal parts; use {_multiples(train.batch_size, parts)}"
+        )
+
+
+def _batch_ramp(config: Config) -> Iterator[str]:
+    """The first stage that does not fit."""
+    train, stages = config.train, config.layout.stage
+    sizes = [*(stage.batch_size for stage in train.batch_ramp), train.batch_size]
+    microbatch, rest = divmod(train.batch_size, train.accumulation)
+    for n, (size, following) in enumerate(pairwise(sizes)):
+        key = f"train.batch_ramp.{n}.batch_size={size}"
+        if size >= following:
+            name = "train.batch_size" if n + 2 == len(sizes) else f"train.batch_ramp.{n + 1}.batch_size"
+            yield f"{key} is not less than {name}={following}, which follows it; train.batch_ramp=[] has no ramp"
+            return
+        if rest == 0 and size % microbatch:
+            yield (
+                f"{key} is no whole number of microbatches of train.batch_size {train.batch_size} / train.accumulation "
+                f"{train.accumulation} = {microbatch} sequences; use {_multiples(size, microbatch)}"
+            )
+            return
+        if rest == 0 and size < stages * microbatch <= train.batch_size:
+            yield (
+                f"{key} is {size // microbatch} microbatches of {microbatch} sequences, which do not fill layout.stage={stages} "
+                f"stages; use {stages * microbatch} or more, or raise train.accumulation"
+            )
+            return
+
+
+def _noise_scale(config: Config) -> Iterator[str]:
+    train, stages = config.train, config.layout.stage
+    if not train.noise_scale:
+        return
+    if stages > 1:
+        yield f"train.noise_scale: with layout.stage={stages} no gradient of a single microbatch exists; use layout.stage=1 or leave it out"
+    if train.accumulation == 1:
+        yield (
+            "train.noise_scale compares the gradients of microbatches with that of the batch, and train.accumulation=1 has but one; "
+            "use train.accumulation=2 or more"
+        )
+    elif train.batch_ramp and train.batch_ramp[0].batch_size == train.batch_size // train.accumulation:
+        yield (
+            f"train.noise_scale needs two microbatches, and train.batch_ramp.0.batch_size={train.batch_ramp[0].batch_size} is one; "
+            f"use train.accumulation={2 * train.accumulation}"
         )
 
 

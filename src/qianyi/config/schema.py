@@ -179,6 +179,11 @@ class ModelConfig(Part):
     normal: init_std all (BERT); fan_in: 1 / sqrt(number of inputs), embeddings 1 (T5, PaLM)."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of initial matrices."""
+    mup_base_width: Positive | None = None
+    """The d_model for which hyperparameters were found: they are carried over to this width by maximal update parametrization (Yang et al.
+    2022), whose rules are in `qianyi.model.width`; null: the same at every width."""
+    mup_base_head_dim: Positive | None = None
+    """The head width there; null: as here."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of matmul inputs and activations; parameters, optimizer state and reductions are float32."""
     remat: Literal["matmuls", "full"] | tuple[str, ...] = "matmuls"
@@ -252,11 +257,33 @@ class ModelConfig(Part):
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; set head_dim")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.kv_heads}")
+        self._check_width()
         if self.position == "rope" and (self.attention.latent.rope_dim if self.latent else self.d_head) % 2:
             raise ValueError(f"rotary positions need an even head_dim, not {self.d_head}")
         if self.moe.dense_layers >= self.n_layers:
             raise ValueError(f"moe.dense_layers {self.moe.dense_layers} leaves none of n_layers {self.n_layers} for experts")
         return self
+
+    @property
+    def outside_mup(self) -> list[str]:
+        """Parts with a dependence on the width of their own, for which maximal update parametrization has no rule here."""
+        own = {
+            "init fan_in": self.init == "fan_in",
+            "scale_embeddings": self.scale_embeddings,
+            "scale_logits": self.scale_logits,
+            "sentence_head": self.sentence_head,
+            "attention.latent": self.latent is not None,
+        }
+        return [name for name, there in own.items() if there]
+
+    def _check_width(self) -> None:
+        if self.mup_base_head_dim and not self.mup_base_width:
+            raise ValueError(f"mup_base_head_dim {self.mup_base_head_dim} changes nothing without mup_base_width")
+        if self.mup_base_width and self.outside_mup:
+            names = ", ".join(self.outside_mup)
+            raise ValueError(
+                f"mup_base_width {self.mup_base_width} does not go with {names}: no rule says how that grows with the width"
+            )
 
 
 class SourceConfig(Part):
@@ -366,6 +393,15 @@ class ObjectiveConfig(Part):
     """prefix: share of sequences in which blanks are filled; in the others all after a random place is predicted."""
 
 
+class BatchStage(Part):
+    """A stage of smaller batches at the beginning of a run."""
+
+    batch_size: Positive
+    """Sequences per optimizer step; microbatches have as many rows as in the full batch, so train.accumulation shrinks with it."""
+    sequences: Positive
+    """How many sequences the stage lasts, rounded up to whole steps."""
+
+
 class TrainConfig(Part):
     """The loop."""
 
@@ -379,6 +415,12 @@ class TrainConfig(Part):
     """What is predicted from what."""
     accumulation: Positive = 1
     """Microbatches per step: gradients are accumulated over them, a pipeline is filled with them."""
+    batch_ramp: tuple[BatchStage, ...] = ()
+    """Stages of growing batches before batch_size (Brown et al. 2020, appendix B). The order of sequences stays; schedules count steps;
+    a run may end within its ramp."""
+    noise_scale: bool = False
+    """Measures the gradient noise scale (McCandlish et al. 2018) from the gradients of microbatches, which are then reduced one by one
+    where they are otherwise reduced once per step (see layout.gather)."""
     document_mask: bool = False
     """Attention stays within a document where several are packed into a sequence."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0

@@ -1,7 +1,8 @@
 """Batches from token shards.
 
-The batch of step n is a pure function of (seed, n): row r is element n * batch_size + r of an endless, shuffled, mixed sequence that
-Grain computes at random access. How many processes or devices read it, and where a run was interrupted, changes nothing.
+The batch of step n is a pure function of (seed, n): row r is element `sequences_before(n)` + r of an endless, shuffled, mixed sequence that
+Grain computes at random access. How many processes or devices read it, and where a run was interrupted, changes nothing; a ramp of the
+batch size changes how many sequences a step takes, and not their order.
 
 A batch is int32 arrays [batch, length]: `inputs` and `targets`, of which -1 is not scored, and what else the objective has
 (`qianyi.data.objective`).
@@ -19,6 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
+from qianyi.config.ramp import batch_size_of, sequences_before
 from qianyi.config.schema import DataConfig, TrainConfig
 from qianyi.data.objective import make_objective
 from qianyi.data.shards import BLOCK_TOKENS, FORMAT, TokenStream, token_dtype
@@ -49,7 +51,7 @@ class TrainingData:
         """
         shards_dir = Path(data.dir) / "shards"
         manifest, streams = _open(shards_dir, "train")
-        self.batch_size, self.seq_len, self._streams, self._seed = train.batch_size, train.seq_len, streams, data.seed
+        self._train, self._streams, self._seed = train, streams, data.seed
         self._objective = make_objective(train, manifest, shards_dir)
         self._windows = {name: self._objective.windows(stream, partial=False) for name, stream in streams.items()}
         for name, windows in self._windows.items():
@@ -71,6 +73,7 @@ class TrainingData:
             "seed": data.seed,
             "seq_len": train.seq_len,
             "batch_size": train.batch_size,
+            "batch_ramp": [stage.model_dump() for stage in train.batch_ramp],
             "weights": {name: round(weight, 12) for name, weight in self.weights.items()},
         }
         if train.objective.kind != "causal":
@@ -79,7 +82,7 @@ class TrainingData:
 
     def rows(self, step: int, rows: range) -> HostBatch:
         """Rows of the batch of a step (0 is the first)."""
-        first = step * self.batch_size
+        first = sequences_before(self._train, step)
         return _stack([self._row(first + row) for row in rows])
 
     def _row(self, element: int) -> Row:
@@ -91,7 +94,7 @@ class TrainingData:
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each source has been read after so many steps."""
-        drawn = step * self.batch_size
+        drawn = sequences_before(self._train, step)
         return {name: drawn * self.weights[name] / len(windows) for name, windows in self._windows.items()}
 
     def token_counts(self, vocab_size: int) -> NDArray[np.int64]:
@@ -112,12 +115,18 @@ class TrainingData:
 
         Each process reads only the rows that its devices hold.
         """
-        held = sharding.addressable_devices_indices_map((self.batch_size, self.seq_len))
-        rows = local_rows(cast(Iterable[Index], held.values()), self.batch_size)
-        steps = grain.MapDataset.range(start, stop).map(lambda step: self.rows(int(step), rows))
+
+        def held(step: int) -> tuple[int, range]:
+            """Sequences of a step, and which rows are here."""
+            batch_size = batch_size_of(self._train, step)
+            indices = sharding.addressable_devices_indices_map((batch_size, self._train.seq_len))
+            return batch_size, local_rows(cast(Iterable[Index], indices.values()), batch_size)
+
+        steps = grain.MapDataset.range(start, stop).map(lambda step: self.rows(int(step), held(int(step))[1]))
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        for host in steps.to_iter_dataset(options):
-            yield _place(host, rows, self.batch_size, sharding)
+        for step, host in enumerate(steps.to_iter_dataset(options), start):
+            batch_size, rows = held(step)
+            yield _place(host, rows, batch_size, sharding)
 
 
 class ValidationData:

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qianyi.config.schema import LatentConfig, ModelConfig
 from qianyi.model.linear import add_bias, deepnorm_gain, init_std, matmul, residual_std
 from qianyi.model.param import Param, Tree
+from qianyi.model.width import query_multiplier
 from qianyi.ops.norm import rms_norm
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
@@ -73,11 +74,15 @@ def _latent_params(m: ModelConfig, latent: LatentConfig) -> Tree:
 
 def _query_std(m: ModelConfig, fan_in: int) -> float:
     """Where products are not divided by sqrt(K), initial queries are (T5: Raffel et al. 2020)."""
-    return init_std(m, fan_in) / (query_scale(m) * math.sqrt(m.d_key)) if m.init == "fan_in" else m.init_std
+    return init_std(m, fan_in) / (_usual_scale(m) * math.sqrt(m.d_key)) if m.init == "fan_in" else m.init_std
 
 
 def query_scale(m: ModelConfig) -> float:
     """Factor on products of queries and keys."""
+    return _usual_scale(m) * query_multiplier(m)
+
+
+def _usual_scale(m: ModelConfig) -> float:
     return m.attention.scale or m.d_key**-0.5
 
 

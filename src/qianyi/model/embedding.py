@@ -13,6 +13,7 @@ from qianyi.config.schema import Config, ModelConfig
 from qianyi.model.block import norm, norm_params
 from qianyi.model.linear import init_std
 from qianyi.model.param import Param, Tree
+from qianyi.model.width import width_ratio
 from qianyi.ops.loss import LossSums, Output, Shape, vocabulary_loss
 from qianyi.ops.position import sinusoids
 from qianyi.parallel.collectives import gather_sequence, index_on, scatter_sequence, sum_over, vary
@@ -83,7 +84,8 @@ def _before_logits(outer: Tree, x: Array, m: ModelConfig) -> Array:
         hidden = x @ head["transform"] + head["transform_bias"].astype(x.dtype)
         x = norm(jax.nn.gelu(hidden, approximate=False), head["norm"], m)
     x = gather_sequence(x)
-    return x * m.d_model**-0.5 if m.scale_logits else x
+    scale = (m.d_model**-0.5 if m.scale_logits else 1.0) / width_ratio(m)
+    return x if scale == 1 else x * scale
 
 
 def _output(outer: Tree, m: ModelConfig) -> Output:

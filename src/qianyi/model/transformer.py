@@ -23,6 +23,7 @@ from qianyi.model.block import Cross, block, block_params, norm, norm_params
 from qianyi.model.embedding import embed, embedding_params, head_logits, head_loss, head_params, sentence_params
 from qianyi.model.param import Param, Tree, is_stacked, stack
 from qianyi.model.stack import Flags, Gather, cross_look, local_flags, run_layers, self_looks, slopes, turn
+from qianyi.model.width import scale_deviations
 from qianyi.ops.attention import reference_attention
 from qianyi.ops.context import sequence_positions
 from qianyi.ops.loss import LossSums
@@ -53,7 +54,7 @@ def model_params(m: ModelConfig) -> Tree:
         params["head"] = head
     if m.sentence_head:
         params["sentence"] = sentence_params(m)
-    return params
+    return scale_deviations(params, m)
 
 
 def model_loss(params: Tree, batch: Batch, config: Config, gather: Gather) -> LossSums:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from qianyi import __version__
 from qianyi.config.counts import parameter_count
+from qianyi.config.ramp import ramp_stages
 from qianyi.config.schema import Config
 from qianyi.errors import ResourceError
 from qianyi.monitor.charts import MAX_POINTS, Chart, Points, Series, chart, smooth
@@ -115,6 +117,7 @@ def _render(run: Run) -> str:
         samples=run.samples[-MAX_SAMPLES:],
         recipe=[line.rpartition(" # ") for line in run.recipe.splitlines()],
         mfu=_mfu(run),
+        measured={name for name, column in run.events.items() if _finite(column)},
         starts=[{name: _shown(name, value) for name, value in start.items()} for start in run.starts],
     )
 
@@ -156,7 +159,8 @@ def _setup(config: Config) -> dict[str, str]:
         "Model": f"{m.n_layers} layers of width {m.d_model:,}, {heads}, {m.mlp}, {m.norm}, {m.position} positions, "
         f"vocabulary {m.vocab_size:,}, {m.dtype}",
         "Batch": f"{t.batch_size:,} sequences of {t.seq_len:,} tokens: {t.batch_size * t.seq_len:,} tokens per step"
-        + (f", in {t.accumulation} microbatches" if t.accumulation > 1 else ""),
+        + (f", in {t.accumulation} microbatches" if t.accumulation > 1 else "")
+        + "".join(f"; {a.batch_size:,} up to step {b.first_step:,}" for a, b in pairwise(ramp_stages(t))),
         "Layout": f"{layout.words.replace(' x ', ' × ')}, ZeRO {layout.zero}",
         "Optimizer": f"{_OPTIMIZERS[config.optimizer.kind]}, learning rate {config.peak_learning_rate:g}, {config.schedule.kind} with "
         f"{config.schedule.warmup_steps:,} steps of warm-up",
@@ -176,6 +180,8 @@ def _charts(run: Run) -> Iterator[Chart | None]:
     yield draw("Loss", "nats per token", f"last {_number(events['loss'][-1])}", _losses(run))
     yield draw("Learning rate", "", f"last {_number(rates[-1][1])}", [Series("", rates)])
     yield usual("Gradient norm", "", _points(events, "grad_norm"))
+    yield usual("Gradient noise scale", "sequences", _points(events, "grad_noise_scale"))
+    yield usual("Balance loss", "", _points(events, "balance_loss"))
     yield usual("Throughput", "tokens/s", _steady_points(run, "tokens_per_second"))
     yield usual("Step time", "seconds", _steady_points(run, "step_seconds"))
     yield draw("Memory", "GiB", f"at most {max(_finite(size for _, size in memory), default=0):.2f}", _trend(memory))

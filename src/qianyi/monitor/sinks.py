@@ -111,7 +111,9 @@ class TensorBoard:
         values = {
             "train/loss": event.loss,
             "train/z_loss": event.z_loss,
+            "train/balance_loss": event.balance_loss,
             "train/grad_norm": event.grad_norm,
+            "train/grad_noise_scale": event.grad_noise_scale,
             "train/learning_rate": event.learning_rate,
             "perf/step_seconds": event.step_seconds,
             "perf/tokens_per_second": event.tokens_per_second,

@@ -71,15 +71,16 @@ def _of_weights(config: Config) -> list[Sends]:
     for (p, at, part), (_, to, _) in zip(_leaves(config, param_specs(config)), _leaves(config, reduced), strict=True):
         whole, shard = _whole_size(p, at, config), _shard_size(p, to, config)
         times = 1 if part in late else config.train.accumulation
+        reductions = config.train.accumulation if config.train.noise_scale else times
         sharded = bool(set(axes_of(to)) & set(SHARDING_AXES))
         if sharded:
             # Blocks gathered where they are used are gathered again for the backward pass.
             uses = times * (2 if is_stacked(part) and part not in late else 1)
             gathered += uses * whole * _compute_bytes(p, config) * (n - 1) / n if layout.zero == 3 else 0
             refreshed += whole * FLOAT32_BYTES * (n - 1) / n if layout.zero < 3 else 0
-            scattered += times * whole * FLOAT32_BYTES * (n - 1) / n
+            scattered += reductions * whole * FLOAT32_BYTES * (n - 1) / n
         copies = math.prod(size for axis, size in config.layout.sizes.items() if axis not in axes_of(to))
-        reduced_bytes += times * 2 * shard * FLOAT32_BYTES * (copies - 1) / copies
+        reduced_bytes += reductions * 2 * shard * FLOAT32_BYTES * (copies - 1) / copies
     over = " x ".join(axis for axis in SHARDING_AXES if config.layout.sizes[axis] > 1)
     return [
         Sends("weights gathered", over, round(gathered)),

@@ -13,9 +13,11 @@ import psutil
 from jax import Array
 
 from qianyi.config.counts import flops_per_token
+from qianyi.config.ramp import batch_size_of, tokens_before
 from qianyi.config.schema import Config
 from qianyi.errors import QianyiError
 from qianyi.events import StepEvent
+from qianyi.train.noise import NoiseScale
 from qianyi.train.step import Batch, Metrics, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -96,8 +98,10 @@ class _Meter:
     """Turns metrics on the device into events, and keeps the time between them."""
 
     def __init__(self, config: Config, peak_flops: float | None):
-        self._tokens_per_step = config.train.batch_size * config.train.seq_len
-        self._flops_per_step = self._tokens_per_step * flops_per_token(config.model, config.train.seq_len)
+        self._train = config.train
+        self._flops_per_token = flops_per_token(config.model, config.train.seq_len)
+        self._has_balance_loss = config.model.mixture is not None
+        self._noise_scale = NoiseScale()
         self._peak_flops = peak_flops
         self._last_seconds = time.perf_counter()
 
@@ -109,19 +113,30 @@ class _Meter:
         values: Metrics = jax.device_get(metrics)
         now_seconds = time.perf_counter()
         seconds, self._last_seconds = now_seconds - self._last_seconds, now_seconds
+        tokens = tokens_before(self._train, step)
+        tokens_per_second = (tokens - tokens_before(self._train, step - 1)) / seconds
         return StepEvent(
             step=step,
-            tokens=step * self._tokens_per_step,
+            tokens=tokens,
             loss=_scalar(values.loss),
             z_loss=_scalar(values.z_loss),
+            balance_loss=_scalar(values.balance_loss) if self._has_balance_loss else None,
             grad_norm=_scalar(values.grad_norm),
+            grad_noise_scale=self._noise(step, values),
             learning_rate=_scalar(values.learning_rate),
             step_seconds=seconds,
-            tokens_per_second=self._tokens_per_step / seconds,
-            mfu=None if self._peak_flops is None else self._flops_per_step / seconds / self._peak_flops,
+            tokens_per_second=tokens_per_second,
+            mfu=None if self._peak_flops is None else self._flops_per_token * tokens_per_second / self._peak_flops,
             memory_bytes=memory_bytes(),
             time=time.time(),
         )
+
+    def _noise(self, step: int, values: Metrics) -> float | None:
+        if values.microbatch_grad_norm is None:
+            return None
+        norms = _scalar(values.grad_norm), _scalar(values.microbatch_grad_norm)
+        microbatch_size = self._train.batch_size // self._train.accumulation
+        return self._noise_scale.add(*norms, batch_size_of(self._train, step - 1), microbatch_size)
 
 
 class _SaveTimer:

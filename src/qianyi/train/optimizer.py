@@ -3,13 +3,15 @@ a matrix is done for each of them."""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from qianyi.config.optimizer import OptimizerConfig
-from qianyi.config.schema import Config
+from qianyi.config.schema import Config, ModelConfig
 from qianyi.model.param import Tree, decay_mask, map_params
 from qianyi.model.transformer import model_params
+from qianyi.model.width import rate_multipliers, width_ratio
 from qianyi.train.factored import scale_by_factored_rms
 from qianyi.train.muon import is_orthogonalized, orthogonalize
 from qianyi.train.schedule import learning_rate
@@ -35,7 +37,8 @@ def _composed(config: Config, declared: Tree) -> optax.GradientTransformation:
         case "lamb":
             return optax.chain(_adam(o), decay, scale_by_trust_ratio(declared, 1.0), step)
         case _:
-            return optax.chain(_direction(o, declared), decay, step)
+            # Rates by width come before the decay, which is the same at every width.
+            return optax.chain(_direction(o, declared), *width_scaling(config.model, declared), decay, step)
 
 
 def _direction(o: OptimizerConfig, declared: Tree) -> optax.GradientTransformation:
@@ -79,6 +82,14 @@ def _muon(o: OptimizerConfig, declared: Tree) -> optax.GradientTransformation:
     momentum = optax.trace(o.moment_decay, nesterov=True)
     methods: dict[Any, Any] = {"muon": optax.chain(momentum, orthogonalize(declared, o.newton_schulz_steps)), "adam": _adam(o)}
     return optax.partition(methods, map_params(lambda p: "muon" if is_orthogonalized(p) else "adam", declared))
+
+
+def width_scaling(m: ModelConfig, declared: Tree) -> list[optax.GradientTransformation]:
+    """Learning rates of the parameters at this width, as a stage for optimizers whose step does not grow with the gradient."""
+    if width_ratio(m) == 1:
+        return []
+    rates = rate_multipliers(declared, m)
+    return [optax.stateless(lambda updates, _: jax.tree.map(lambda u, rate: u * rate, updates, rates))]
 
 
 def _with_balance(inner: optax.GradientTransformation, declared: Tree, rate: float) -> optax.GradientTransformation:

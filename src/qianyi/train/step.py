@@ -5,7 +5,7 @@ one device and every communication is written out; the update is ordinary array 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import optax
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
+from qianyi.config.ramp import at_batch_size
 from qianyi.config.schema import Config
 from qianyi.model.param import Param, Tree, map_params
 from qianyi.model.transformer import Batch, model_loss, model_params
@@ -26,8 +27,17 @@ from qianyi.parallel.rules import batch_spec
 from qianyi.train.optimizer import make_optimizer
 from qianyi.train.schedule import learning_rate
 from qianyi.train.stages import in_chunks, pipeline_parts, schedule_of
-from qianyi.train.state import TrainState
-from qianyi.train.weights import Sharded, gradient_specs, late_parts, make_gather, param_specs, shard_shape, take_whole
+from qianyi.train.state import TrainState, stored_params
+from qianyi.train.weights import (
+    Sharded,
+    gradient_specs,
+    late_gradients,
+    late_parts,
+    make_gather,
+    param_specs,
+    shard_shape,
+    take_whole,
+)
 
 
 class Metrics(NamedTuple):
@@ -38,6 +48,7 @@ class Metrics(NamedTuple):
     balance_loss: Array
     sentence_loss: Array
     grad_norm: Array
+    microbatch_grad_norm: Array | None
     learning_rate: Array
 
 
@@ -61,6 +72,8 @@ class LossAndGradients(NamedTuple):
     balance_loss: Array
     sentence_loss: Array
     grad_norm: Array
+    microbatch_grad_norm: Array | None
+    """Root mean square, over microbatches, of the norm of a microbatch's own mean gradient; None without train.noise_scale."""
     gradients: Tree
     """Of the sum of the losses, float32, sharded as `gradient_specs` says."""
 
@@ -70,13 +83,15 @@ Total = Callable[[LossSums], tuple[Array, Losses]]
 
 
 def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step for a recipe, to be called under `jax.set_mesh`; the state that goes in is donated."""
-    loss_and_gradients, update = make_loss_and_gradients(config), make_update(config)
-    rate = learning_rate(config)
+    """The jitted step for a recipe, to be called under `jax.set_mesh`; the state that goes in is donated. It is compiled once for each
+    batch size of a ramp."""
+    update, rate = make_update(config), learning_rate(config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        out = loss_and_gradients(state.params, batch)
-        metrics = Metrics(out.loss, out.z_loss, out.balance_loss, out.sentence_loss, out.grad_norm, rate(state.step))
+        stage = at_batch_size(config, batch["inputs"].shape[0])
+        out = make_loss_and_gradients(stage)(state.params, batch)
+        losses = out.loss, out.z_loss, out.balance_loss, out.sentence_loss
+        metrics = Metrics(*losses, out.grad_norm, out.microbatch_grad_norm, rate(state.step))
         return update(state, out.gradients, out.grad_norm), metrics
 
     return jax.jit(train_step, donate_argnums=0)
@@ -108,21 +123,24 @@ def make_loss_and_gradients(config: Config) -> Callable[[Tree, Batch], LossAndGr
     def on_device(params: Tree, batch: Batch) -> LossAndGradients:
         total = partial(_total, config=config, tokens=_scored(batch, "targets"), sentences=_scored(batch, "sentence"))
         weights = {name: take_whole(name, part, config) if name in late else part for name, part in params.items()}
-        losses, gradients = accumulate(total, weights, _microbatches(batch, config), config)
-        gradients = {
-            name: jax.tree.map(reduce_gradient, part, reduced[name]) if name in late else part for name, part in gradients.items()
-        }
+        losses, gradients, squares = accumulate(total, weights, _microbatches(batch, config), config)
+        gradients = _reduce(gradients, late_gradients(config), config)
         loss, _, z, balance, sentence = (sum_over(a, LOSS_AXES) for a in losses)
-        return LossAndGradients(loss, z, balance, sentence, _global_norm(gradients, reduced, config), gradients)
+        norm = jnp.sqrt(sum_over(_squares(gradients, config), AXES))
+        # A microbatch's own mean is `accumulation` times its share of the batch's.
+        small_norm = None if squares is None else jnp.sqrt(config.train.accumulation * sum_over(squares, AXES))
+        return LossAndGradients(loss, z, balance, sentence, norm, small_norm, gradients)
 
-    scalar: Any = P()
-    out_specs = LossAndGradients(scalar, scalar, scalar, scalar, scalar, reduced)
+    scalars: Any = [P()] * 6
+    out_specs = LossAndGradients(*scalars, reduced)
     return jax.shard_map(on_device, in_specs=(stored, batch_spec(config.layout)), out_specs=out_specs)
 
 
-def _accumulate(total: Total, weights: Tree, microbatches: Batch, config: Config) -> tuple[Losses, Tree]:
-    """Losses and gradients, summed over microbatches, one after the other."""
+def _accumulate(total: Total, weights: Tree, microbatches: Batch, config: Config) -> tuple[Losses, Tree, Array | None]:
+    """Losses and gradients, summed over microbatches, one after the other; with train.noise_scale also this device's share of the squares
+    of each microbatch's gradient, which is then reduced at once."""
     gather = make_gather(config, late_parts(config))
+    early = late_parts(config) - late_gradients(config)
     zeros = _zero_gradients(weights, config)
 
     def objective(inputs: Tree, rows: Batch) -> tuple[Array, Losses]:
@@ -130,21 +148,24 @@ def _accumulate(total: Total, weights: Tree, microbatches: Batch, config: Config
         used = jax.tree.map(Sharded, weights, inputs) if config.layout.zero == 2 else inputs
         return total(model_loss(used, rows, config, gather))
 
-    def add(carry: tuple[Losses, Tree], rows: Batch) -> tuple[tuple[Losses, Tree], None]:
+    def add(carry: Any, rows: Batch) -> tuple[Any, None]:
         (_, losses), g = jax.value_and_grad(objective, has_aux=True)(zeros if config.layout.zero == 2 else weights, rows)
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, (losses, g)), None
+        g = _reduce(g, early, config)
+        squares = _squares(g, config) if config.train.noise_scale else None
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, (losses, g, squares)), None
 
-    sums, _ = lax.scan(add, (_zero_losses(), zeros), microbatches)
+    no_squares = vary(jnp.zeros(())) if config.train.noise_scale else None
+    sums, _ = lax.scan(add, (_zero_losses(), zeros, no_squares), microbatches)
     return sums
 
 
-def _accumulate_in_pipeline(total: Total, weights: Tree, microbatches: Batch, config: Config) -> tuple[Losses, Tree]:
+def _accumulate_in_pipeline(total: Total, weights: Tree, microbatches: Batch, config: Config) -> tuple[Losses, Tree, None]:
     """The same, microbatches following one another through the stages."""
     model, zeros = in_chunks(weights, config), in_chunks(_zero_gradients(weights, config), config)
     parts = pipeline_parts(total, config, make_gather(config, late_parts(config)))
     losses, balance, g = pipeline_gradients(parts, model, microbatches, schedule_of(config), zeros, _zero_losses())
     blocks = jax.tree.map(lambda a, w: a.reshape(w.shape), g.blocks, weights["blocks"])
-    return losses._replace(balance=balance), {**g.outer, "blocks": blocks}
+    return losses._replace(balance=balance), {**g.outer, "blocks": blocks}, None
 
 
 def make_eval_step(config: Config) -> Callable[[Tree, Batch], tuple[Array, Array, Array]]:
@@ -191,25 +212,32 @@ def _zero_losses() -> Losses:
 
 def _zero_gradients(weights: Tree, config: Config) -> Tree:
     """Where gradients add up: of weights gathered early every device has its own sum; of others, devices that share a shard agree."""
-    late, stored, reduced = late_parts(config), param_specs(config), gradient_specs(config)
+    late, declared, reduced = late_gradients(config), stored_params(config), gradient_specs(config)
 
-    def early(w: Array, at: P, to: P) -> Array:
-        return vary(jnp.zeros(shard_shape(w, at, to), jnp.float32), axes_of(to))
+    def early(p: Param, to: P) -> Array:
+        return vary(jnp.zeros(shard_shape(p, to), jnp.float32), axes_of(to))
 
     return {
         name: jax.tree.map(lambda w: vary(jnp.zeros(w.shape, jnp.float32)), part)
         if name in late
-        else jax.tree.map(early, part, stored[name], reduced[name])
+        else map_params(early, declared[name], reduced[name])
         for name, part in weights.items()
     }
 
 
-def _global_norm(gradients: Tree, specs: Tree, config: Config) -> Array:
-    """L2 norm over all parameters, each counted once: squares of copies are divided by their number. A balance has no gradient."""
+def _reduce(gradients: Tree, parts: Collection[str], config: Config) -> Tree:
+    """Gradients of these parts of the model, each device's own, reduced and sharded; the others are so already."""
+    to = gradient_specs(config)
+    return {n: jax.tree.map(reduce_gradient, part, to[n]) if n in parts else part for n, part in gradients.items()}
+
+
+def _squares(gradients: Tree, config: Config) -> Array:
+    """This device's share of the squared L2 norm over all parameters: squares of copies are divided by their number. A balance has no
+    gradient."""
 
     def squares(p: Param, g: Array, spec: P) -> Array:
         copies = math.prod(lax.axis_size(axis) for axis in AXES if axis not in axes_of(spec))
         return vary(jnp.zeros(()) if p.kind == "balance" else jnp.sum(g * g) / copies)
 
-    total = jnp.stack(jax.tree.leaves(map_params(squares, model_params(config.model), gradients, specs))).sum()
-    return jnp.sqrt(sum_over(total, AXES))
+    of_params = map_params(squares, model_params(config.model), gradients, gradient_specs(config))
+    return jnp.stack(jax.tree.leaves(of_params)).sum()

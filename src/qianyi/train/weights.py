@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import Config
-from qianyi.model.param import Tree, compute_dtypes, is_stacked, layer_spec, specs
+from qianyi.model.param import Param, Tree, compute_dtypes, is_stacked, layer_spec, specs
 from qianyi.model.stack import Gather
 from qianyi.model.transformer import model_params
 from qianyi.parallel.collectives import axes_of, unshard, whole, with_sharded_gradient
@@ -42,6 +42,11 @@ def late_parts(config: Config) -> set[str]:
     return parts - {"blocks"} if layout.stage > 1 else set()
 
 
+def late_gradients(config: Config) -> set[str]:
+    """Parts whose gradients are reduced after the last microbatch; the gradient noise scale needs those of each."""
+    return set() if config.train.noise_scale else late_parts(config)
+
+
 def gathers_once(config: Config) -> bool:
     """Weights are gathered and gradients reduced once per step."""
     gather, zero = config.layout.gather, config.layout.zero
@@ -70,11 +75,10 @@ def make_gather(config: Config, already: Collection[str] = ()) -> Gather:
     return gather
 
 
-def shard_shape(w: Array, stored: P, reduced: P) -> tuple[int, ...]:
-    """The shape of the gradient of a stored weight, on a device."""
-    stored, reduced = (P(*spec, *[None] * (w.ndim - len(spec))) for spec in (stored, reduced))
-    more = [set(axes_of(P(to))) - set(axes_of(P(at))) for at, to in zip(stored, reduced, strict=True)]
-    return tuple(size // math.prod(lax.axis_size(a) for a in axes) for size, axes in zip(w.shape, more, strict=True))
+def shard_shape(p: Param, spec: P) -> tuple[int, ...]:
+    """The shape of a device's part of an array that lies as `spec` says."""
+    entries = [*spec, *[None] * (len(p.shape) - len(spec))]
+    return tuple(size // math.prod(lax.axis_size(a) for a in axes_of(P(e))) for size, e in zip(p.shape, entries, strict=True))
 
 
 def _dtypes(config: Config) -> Tree:

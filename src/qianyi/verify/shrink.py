@@ -28,6 +28,7 @@ def shrink(config: Config, layout: LayoutConfig) -> Config:
             "seq_len": seq_len,
             "batch_size": 2 * shards,
             "accumulation": accumulation,
+            "batch_ramp": (),
             "steps": 100,
             "loss_chunk_tokens": 3 * seq_len // 4,  # chunks that do not divide the tokens, as real ones may not
         }
@@ -79,6 +80,8 @@ def _shrink_model(config: Config, layout: LayoutConfig) -> ModelConfig:
             "d_ff": 24 * layout.model,
             "moe": _shrink_experts(m.moe, layout, n_dense),
             "attention": _shrink_attention(m.attention, layout),
+            "mup_base_width": m.mup_base_width and max(1, width * m.mup_base_width // m.d_model),
+            "mup_base_head_dim": m.mup_base_head_dim and max(1, HEAD_DIM * m.mup_base_head_dim // m.d_head),
         }
     )
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
 from qianyi.export.names import Table
+from qianyi.model.width import query_multiplier, width_ratio
 
 Json = dict[str, Any]
 Metadata = Mapping[str, Any]
@@ -65,7 +66,10 @@ _FREE: dict[str, Any] = {
 
 def _computed(m: ModelConfig) -> dict[str, Any]:
     """The settings on which outputs depend, defaults resolved."""
-    return m.model_dump(exclude=_FREE) | {"n_kv_heads": m.kv_heads, "head_dim": m.d_head, "d_ff": m.d_hidden}
+    resolved: dict[str, Any] = {"n_kv_heads": m.kv_heads, "head_dim": m.d_head, "d_ff": m.d_hidden}
+    if (width_ratio(m), query_multiplier(m)) == (1, 1):
+        resolved |= {"mup_base_width": None, "mup_base_head_dim": None}
+    return m.model_dump(exclude=_FREE) | resolved
 
 
 def require(config: Mapping[str, Any], key: str, *allowed: Any) -> None:
