@@ -131,8 +131,8 @@ def make_loss_and_gradients(config: Config) -> Callable[[Tree, Batch], LossAndGr
         small_norm = None if squares is None else jnp.sqrt(config.train.accumulation * sum_over(squares, AXES))
         return LossAndGradients(loss, z, balance, sentence, norm, small_norm, gradients)
 
-    scalars: Any = [P()] * 6
-    out_specs = LossAndGradients(*scalars, reduced)
+    one: Any = P()
+    out_specs = LossAndGradients(one, one, one, one, one, one, reduced)
     return jax.shard_map(on_device, in_specs=(stored, batch_spec(config.layout)), out_specs=out_specs)
 
 
