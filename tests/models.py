@@ -8,8 +8,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import Config, LayoutConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from qianyi.model.decoder import decoder_logits
 from qianyi.model.param import Tree
+from qianyi.model.transformer import model_logits
 from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import batch_spec
 
@@ -44,11 +44,13 @@ def make_config(model: ModelConfig, layout: LayoutConfig | None = None, **train:
     )
 
 
-def model_logits(params: Tree, m: ModelConfig, tokens: np.ndarray) -> np.ndarray:
+def logits_of(params: Tree, m: ModelConfig, tokens: np.ndarray) -> np.ndarray:
     """[B, T, V], on one device."""
     config = make_config(m)
     with jax.set_mesh(make_mesh(config.layout, jax.devices()[:1])):
-        on_device = jax.shard_map(lambda p, t: decoder_logits(p, t, config, lambda _, w: w), in_specs=P(), out_specs=P())
+        on_device = jax.shard_map(
+            lambda p, t: model_logits(p, {"inputs": t}, config, lambda _, w: w), in_specs=P(), out_specs=P()
+        )
         return np.asarray(jax.jit(on_device)(params, tokens))
 
 

@@ -77,6 +77,15 @@ def test_a_missing_run_has_exit_code_1(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: {tmp_path}/no-run")
 
 
+def test_a_model_file_is_not_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    missing = qianyi("generate", str(file))
+    assert (missing.returncode, missing.stderr) == (1, f"error: {file}: no such file\n")
+    overridden = qianyi("generate", str(file), "train.steps=3")
+    assert overridden.returncode == 2
+    assert overridden.stderr == f"error: {file} is a model, not a recipe; train.steps=3 would change nothing\n"
+
+
 @pytest.mark.parametrize(
     ("error", "exit_code", "message"),
     [
@@ -144,7 +153,7 @@ def test_version_and_help() -> None:
     assert qianyi("--version").stdout.startswith("qianyi ")
     text = qianyi("--help").stdout
     assert "key.sub=value" in text
-    for verb in ("recipes", "show", "train", "eval", "generate", "report", "quickstart", "data"):
+    for verb in ("recipes", "show", "train", "eval", "generate", "export", "report", "quickstart", "data"):
         assert f"  {verb} " in text
         assert qianyi(verb, "--help").returncode == 0
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
-from models import GPT, LLAMA, model_logits
+from models import GPT, LLAMA, logits_of
 from weights import real_weights
 
 from qianyi.config.schema import ModelConfig
@@ -19,8 +19,8 @@ from qianyi.errors import CheckpointError, QianyiError
 from qianyi.export.gguf import read_gguf
 from qianyi.export.gguf_tokenizer import WORDS, gguf_tokenizer
 from qianyi.export.pretrained import library
-from qianyi.model.decoder import decoder_params
 from qianyi.model.param import Tree, init
+from qianyi.model.transformer import model_params
 
 TEXTS = (
     "The capital of France is Paris, isn't it? We'll see; DON'T shout.",
@@ -45,7 +45,7 @@ def drawn(m: ModelConfig) -> Tree:
     random = np.random.default_rng(0)
     return jax.tree.map(
         lambda a: (a + 0.1 * random.standard_normal(a.shape)).astype(np.float32),
-        jax.device_get(init(decoder_params(m), jax.random.key(0))),
+        jax.device_get(init(model_params(m), jax.random.key(0))),
     )
 
 
@@ -235,7 +235,7 @@ class TestTransformers:
         found = read_gguf(tmp_path / "tiny.gguf")
         tokens = np.random.default_rng(1).integers(0, VOCAB, (2, 32)).astype(np.int32)
         expected = peer_logits(peer(tmp_path / "tiny.gguf"), tokens)
-        np.testing.assert_allclose(model_logits(found.params, found.model, tokens), expected, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(logits_of(found.params, found.model, tokens), expected, atol=1e-4 * np.abs(expected).max())
 
     @pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "qwen2", "deepseek-r1-qwen"])
     def test_token_ids_of_a_tiny_file(self, pre: str, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ class TestTransformers:
 
         tokens = np.asarray([tokenizer(TEXTS[0] + TEXTS[1] + TEXTS[2])["input_ids"]], np.int32)
         expected = peer_logits(theirs, tokens)
-        np.testing.assert_allclose(model_logits(found.params, found.model, tokens), expected, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(logits_of(found.params, found.model, tokens), expected, atol=1e-4 * np.abs(expected).max())
 
         prompt = "The capital of France is"
         continued = theirs.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=24, do_sample=False)

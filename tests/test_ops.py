@@ -108,6 +108,20 @@ def test_cached_generation_equals_reading_everything_again(model) -> None:
     assert len(generated) == 14
 
 
+def test_the_cache_is_as_long_as_the_text_needs() -> None:
+    model = GPT.model_copy(update={"max_seq_len": 8192})
+    lengths: set[int] = set()
+
+    def extend(_, tokens, start, cache):
+        lengths.add(cache.keys.shape[2])
+        return jnp.zeros((1, tokens.shape[1], model.vocab_size)), cache
+
+    for prompt, n, expected in ((5, 8, 16), (20, 40, 64), (100, 10_000, 8192)):
+        lengths.clear()
+        first = generate_tokens(extend, {}, model, [1] * prompt, max_tokens=n, temperature=0.0, top_p=1.0, seed=0)
+        assert next(first) == 0 and lengths == {expected}
+
+
 def test_sampling_follows_the_distribution() -> None:
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     keys = jax.random.split(jax.random.key(0), 4000)

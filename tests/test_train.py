@@ -223,3 +223,12 @@ def test_eval_and_generate(work: Path) -> None:
     first, second = (qianyi(*arguments, *how, cwd=work) for how in (["--stream"], ["--no-stream"]))
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout and first.stdout.startswith("床前")
+
+
+def test_an_export_continues_texts_as_the_run_does(work: Path) -> None:
+    run, how = [*SMALL, "run.dir=whole"], ["--prompt", "床前", "--max-tokens", "12", "--seed", "3"]
+    done = qianyi("export", "quickstart", *run, "--to", "exported", cwd=work)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout == f"exported: Llama, step {STEPS}\n"
+    of_run, of_export = qianyi("generate", "quickstart", *run, *how, cwd=work), qianyi("generate", "exported", *how, cwd=work)
+    assert of_export.returncode == 0, of_export.stderr
+    assert of_export.stdout == of_run.stdout and of_run.stdout.startswith("床前")

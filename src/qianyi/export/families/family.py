@@ -56,14 +56,16 @@ class Family:
         return not self.differences(m)
 
 
-_FREE = {"dtype", "remat", "init_std"}
-"""Settings on which no output of given weights depends, but for rounding."""
+_FREE: dict[str, Any] = {
+    **dict.fromkeys(("dtype", "remat", "init", "init_std"), True),
+    "moe": {"capacity_factor", "group_tokens", "balance_rate"},
+}
+"""Settings on which what given weights compute does not depend, but for rounding and what a capacity drops in training."""
 
 
 def _computed(m: ModelConfig) -> dict[str, Any]:
     """The settings on which outputs depend, defaults resolved."""
-    resolved = {"n_kv_heads": m.kv_heads, "head_dim": m.d_head, "d_ff": m.d_hidden}
-    return {key: value for key, value in (m.model_dump() | resolved).items() if key not in _FREE}
+    return m.model_dump(exclude=_FREE) | {"n_kv_heads": m.kv_heads, "head_dim": m.d_head, "d_ff": m.d_hidden}
 
 
 def require(config: Mapping[str, Any], key: str, *allowed: Any) -> None:

@@ -3,7 +3,7 @@ first."""
 
 from typing import Any
 
-from qianyi.config.schema import ModelConfig
+from qianyi.config.schema import ModelConfig, RopeScalingConfig
 from qianyi.errors import CheckpointError
 from qianyi.export.families.family import Family, Gguf, Json, Metadata, need, require
 from qianyi.export.names import Entry, Table, interleaved
@@ -45,19 +45,40 @@ def model_config(hf: Json) -> ModelConfig:
         d_ff=need(hf, "intermediate_size"),
         max_seq_len=hf.get("max_position_embeddings", 2048),
         norm_eps=hf.get("rms_norm_eps", 1e-6),
-        rope_theta=_rope_theta(hf),
+        rope_theta=need(_rope(hf), "rope_theta"),
+        rope_scaling=_rope_scaling(_rope(hf)),
         tied_embeddings=hf.get("tie_word_embeddings", False),
         init_std=hf.get("initializer_range", 0.02),
     )
 
 
-def _rope_theta(hf: Json) -> float:
+def _rope(hf: Json) -> Json:
     """`rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` before."""
-    rope: Json = hf.get("rope_parameters") or {**(hf.get("rope_scaling") or {}), "rope_theta": hf.get("rope_theta", 10_000.0)}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise CheckpointError(f"rotary positions of rope_type={kind} are not supported, only default")
-    return float(rope["rope_theta"])
+    return hf.get("rope_parameters") or {**(hf.get("rope_scaling") or {}), "rope_theta": hf.get("rope_theta", 10_000.0)}
+
+
+def _rope_scaling(rope: Json) -> RopeScalingConfig:
+    match rope.get("rope_type", rope.get("type", "default")):
+        case "default":
+            return RopeScalingConfig()
+        case "linear":
+            return RopeScalingConfig(kind="linear", factor=need(rope, "factor"))
+        case "llama3":
+            keys = {key: need(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor")}
+            return RopeScalingConfig(kind="llama3", **keys, original_max_seq_len=need(rope, "original_max_position_embeddings"))
+        case other:
+            raise CheckpointError(f"rotary positions of rope_type={other} are not supported, only default, linear or llama3")
+
+
+def _rope_parameters(m: ModelConfig) -> Json:
+    s = m.rope_scaling
+    rope: Json = {"rope_type": "default" if s.kind == "none" else s.kind, "rope_theta": m.rope_theta}
+    if s.kind != "none":
+        rope["factor"] = s.factor
+    if s.kind == "llama3":
+        rope |= {"low_freq_factor": s.low_freq_factor, "high_freq_factor": s.high_freq_factor}
+        rope["original_max_position_embeddings"] = s.original_max_seq_len
+    return rope
 
 
 def hf_config(m: ModelConfig) -> Json:
@@ -74,8 +95,7 @@ def hf_config(m: ModelConfig) -> Json:
         "max_position_embeddings": m.max_seq_len,
         "hidden_act": "silu",
         "rms_norm_eps": m.norm_eps,
-        "rope_theta": m.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta},
+        "rope_parameters": _rope_parameters(m),
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": m.tied_embeddings,
