@@ -57,8 +57,9 @@ def check(config: Config, n_devices: int | None = None) -> None:
 
 def _tensor_axis(config: Config) -> Iterator[str]:
     m, axis = config.model, config.layout.model
-    for name, size in (("n_heads", m.n_heads), ("n_kv_heads", m.kv_heads), ("d_ff", m.d_hidden), ("moe.d_ff", m.d_expert)):
-        if size % axis and (name, size) != ("n_kv_heads", 1):
+    sizes = {"n_heads": m.n_heads, "n_kv_heads": m.kv_heads, "d_ff": m.d_hidden, "moe.d_ff": m.moe.d_ff}
+    for name, size in sizes.items():
+        if size and size % axis and (name, size) != ("n_kv_heads", 1):
             yield f"layout.model={axis} does not divide model.{name}={size}; {_divisors(size, axis)}"
     if m.vocab_size % axis:
         padded = m.vocab_size + -m.vocab_size % axis

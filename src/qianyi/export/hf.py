@@ -177,6 +177,7 @@ def _write_weights(out: Path, tensors: Iterator[tuple[str, Tensor]], shard_bytes
     files = [_ONE_FILE] if total == 1 else [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1)]
     for i, file in enumerate(files, 1):
         (out / f"shard-{i}").rename(out / file)
+        (out / file).chmod((out / "config.json").stat().st_mode)  # the library lets nobody else read what it writes
     if total > 1:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         write_json(
