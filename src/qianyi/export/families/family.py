@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
 from qianyi.export.names import Table
+from qianyi.model.attention import query_scale
 
 Json = dict[str, Any]
 Metadata = Mapping[str, Any]
@@ -56,14 +57,33 @@ class Family:
         return not self.differences(m)
 
 
-_FREE = {"dtype", "remat", "init_std"}
-"""Settings on which no output of given weights depends, but for rounding."""
+_FREE: dict[str, Any] = {
+    **dict.fromkeys(("dtype", "remat", "init", "init_std"), True),
+    "moe": {"capacity_factor", "group_tokens", "balance_rate"},
+}
+"""Settings on which what given weights compute does not depend, but for rounding and what a capacity drops in training."""
 
 
 def _computed(m: ModelConfig) -> dict[str, Any]:
-    """The settings on which outputs depend, defaults resolved."""
-    resolved = {"n_kv_heads": m.kv_heads, "head_dim": m.d_head, "d_ff": m.d_hidden}
-    return {key: value for key, value in (m.model_dump() | resolved).items() if key not in _FREE}
+    """The settings on which outputs depend, defaults resolved; `attention.window` is the window of attention."""
+    some_global = any(m.local_layers) and not all(m.local_layers)
+    resolved = {
+        "n_kv_heads": m.kv_heads,
+        "head_dim": m.d_head,
+        "d_ff": m.d_hidden if m.n_blocks < m.n_layers or m.mixture is None else m.d_expert,
+        "moe.d_ff": m.d_expert,
+        "attention.scale": query_scale(m),
+        "attention.global_every": m.attention.global_every if some_global else 0,
+    }
+    return _flat(m.model_dump(exclude=_FREE)) | resolved
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of parts with dots in their names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def require(config: Mapping[str, Any], key: str, *allowed: Any) -> None:
