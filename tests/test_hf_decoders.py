@@ -58,7 +58,7 @@ class Peer(NamedTuple):
 @pytest.fixture(scope="module", params=MODELS)
 def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Peer:
     m, directory = MODELS[request.param], tmp_path_factory.mktemp("theirs")
-    hf = family_of(m).hf_config(m)
+    hf = family_of(m).hf_config(m) | {"pad_token_id": None}  # of such a token the embedding would have no gradient
     torch.manual_seed(0)
     theirs = getattr(transformers, hf["architectures"][0])(transformers.AutoConfig.for_model(**hf)).float().eval()
     with torch.no_grad():

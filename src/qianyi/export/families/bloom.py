@@ -1,7 +1,6 @@
 """BLOOM (Scao et al. 2022): `BloomForCausalLM`. Queries, keys and values are one matrix, in which they take turns head by head."""
 
 from qianyi.config.schema import ModelConfig
-from qianyi.errors import CheckpointError
 from qianyi.export.families.family import Family, Json, need, require
 from qianyi.export.names import Entry, Table
 
@@ -37,21 +36,13 @@ def model_config(hf: Json) -> ModelConfig:
         position="alibi",
         embedding_norm=True,
         vocab_size=need(hf, "vocab_size"),
-        n_layers=_either(hf, "n_layer", "num_hidden_layers"),
-        d_model=_either(hf, "hidden_size", "n_embed"),
-        n_heads=_either(hf, "n_head", "num_attention_heads"),
+        n_layers=need(hf, "n_layer", "num_hidden_layers"),
+        d_model=need(hf, "hidden_size", "n_embed"),
+        n_heads=need(hf, "n_head", "num_attention_heads"),
         max_seq_len=hf.get("seq_length", 2048),
         norm_eps=hf.get("layer_norm_epsilon", 1e-5),
         init_std=hf.get("initializer_range", 0.02),
     )
-
-
-def _either(hf: Json, *keys: str) -> int:
-    """The published files use other keys than `transformers` does today."""
-    for key in keys:
-        if key in hf:
-            return hf[key]
-    raise CheckpointError(f"{' or '.join(keys)} is missing in the model's configuration")
 
 
 def hf_config(m: ModelConfig) -> Json:

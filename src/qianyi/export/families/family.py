@@ -99,12 +99,13 @@ def require(config: Mapping[str, Any], key: str, *allowed: Any) -> None:
         )
 
 
-def need(config: Mapping[str, Any], key: str) -> Any:
-    """A value that must be there.
+def need(config: Mapping[str, Any], key: str, *also: str) -> Any:
+    """A value that must be there; `also`: keys that mean the same in other files.
 
     Raises:
         CheckpointError: it is missing.
     """
-    if key not in config:
-        raise CheckpointError(f"{key} is missing in the model's configuration")
-    return config[key]
+    for name in (key, *also):
+        if name in config:
+            return config[name]
+    raise CheckpointError(f"{key} is missing in the model's configuration")

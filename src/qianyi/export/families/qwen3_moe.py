@@ -29,7 +29,7 @@ def model_config(hf: Json) -> ModelConfig:
         raise CheckpointError(f"mlp_only_layers={hf['mlp_only_layers']} in the model's configuration is not supported, only none")
     width = need(hf, "moe_intermediate_size")
     moe = MoEConfig(
-        n_experts=need(hf, "num_experts"),
+        n_experts=need(hf, "num_experts", "num_local_experts"),
         experts_per_token=need(hf, "num_experts_per_tok"),
         normalize=hf.get("norm_topk_prob", False),
     )
