@@ -18,10 +18,9 @@ from qianyi.config.schema import ModelConfig, RopeScalingConfig
 from qianyi.export.families import family_in, family_of
 from qianyi.export.hf import from_hf, to_hf, write_hf
 from qianyi.generate.sample import generate_tokens, make_extend
-from qianyi.model.param import Tree
+from qianyi.model.param import Tree, map_params
 from qianyi.model.transformer import empty_cache, model_logits, model_params
 from qianyi.parallel.mesh import make_mesh
-from qianyi.train.state import init_state
 from qianyi.train.step import make_loss_and_gradients
 
 torch = pytest.importorskip("torch", reason="parity with PyTorch needs the extra `parity`")
@@ -65,7 +64,7 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         # Large enough to matter: biases, norm scales and the bias on the choice of experts too.
         for name, tensor in [*theirs.named_parameters(), *theirs.named_buffers()]:
             if tensor.is_floating_point() and "inv_freq" not in name and "embed_scale" not in name:
-                tensor.add_(0.05 * torch.randn_like(tensor))
+                tensor.add_(0.1 * torch.randn_like(tensor))
     theirs.save_pretrained(directory)
     state = load_file(directory / "model.safetensors")
     return Peer(m, theirs, json.loads((directory / "config.json").read_text()), state)
@@ -88,6 +87,11 @@ def our_logits(params: Tree, m: ModelConfig, **rows: np.ndarray) -> np.ndarray:
         return np.asarray(logits_function(m)(params, {"inputs": TOKENS, **rows}))
 
 
+def random_params(m: ModelConfig) -> Tree:
+    random = np.random.default_rng(0)
+    return map_params(lambda p: (p.mean + 0.1 * random.standard_normal(p.shape)).astype(np.float32), model_params(m))
+
+
 def test_config_there_and_back(peer: Peer) -> None:
     """What `transformers` understood and wrote, and what our own keys say, is the model."""
     family = family_of(peer.m)
@@ -104,10 +108,7 @@ def test_logits_of_their_weights(peer: Peer) -> None:
 
 
 def test_our_weights_in_their_model(peer: Peer, tmp_path: Path) -> None:
-    config = make_config(peer.m)
-    mesh = make_mesh(config.layout, jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        params = jax.device_get(init_state(config, mesh).params)
+    params = random_params(peer.m)
     write_hf(tmp_path / "ours", params, peer.m, None, {})
     theirs, found = type(peer.theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -121,9 +122,10 @@ def test_round_trip(peer: Peer) -> None:
     jax.tree.map(np.testing.assert_array_equal, from_hf(back, peer.m), params)
     assert set(back) == set(peer.state) - {"lm_head.weight"} | (set() if peer.m.tied_embeddings else {"lm_head.weight"})
     for name, array in back.items():
-        if "embed_positions" in name:
-            array, peer.state[name][:2] = array, 0  # OPT's first two rows are nobody's
-        np.testing.assert_allclose(array, peer.state[name], rtol=0, atol=1e-7 if peer.m.norm_at == "sandwich" else 0)
+        theirs = peer.state[name]
+        if "embed_positions" in name:  # nobody reads OPT's first two rows
+            theirs = np.concatenate([np.zeros_like(theirs[:2]), theirs[2:]])
+        np.testing.assert_allclose(array, theirs, rtol=0, atol=1e-7 if peer.m.norm_at == "sandwich" else 0)
 
 
 @pytest.mark.parametrize("peer", ["bloom", "palm", "qwen3", "gemma2", "deepseek"], indirect=True)
@@ -160,7 +162,7 @@ def test_a_cache_changes_nothing(peer: Peer) -> None:
 
 
 def assert_cache_agrees(params: Tree, m: ModelConfig, several: int = 8) -> None:
-    """Logits of sequences read a few tokens at a time are those of whole ones, and so are the likeliest tokens one by one."""
+    """Logits of sequences read a few tokens at a time are those of whole ones."""
     expected, extend, n = our_logits(params, m), make_extend(m), len(TOKENS)
     with jax.set_mesh(make_mesh(make_config(m).layout, jax.devices()[:1])):
         seen, found = empty_cache(m, n, TOKENS.shape[1]), list[np.ndarray]()
@@ -176,7 +178,7 @@ def greedy(params: Tree, m: ModelConfig, prompt: list[int], n: int) -> list[int]
         return list(drawn)
 
 
-@pytest.mark.parametrize("peer", ["gemma3", "bloom", "deepseek"], indirect=True)
+@pytest.mark.parametrize("peer", ["gemma3", "deepseek"], indirect=True)
 def test_greedy_text_is_theirs(peer: Peer) -> None:
     prompt = torch.tensor(TOKENS[:1, :9], dtype=torch.long)
     peer.theirs.generation_config.eos_token_id = None
@@ -223,8 +225,7 @@ def glm_logits(p: Tree, m: ModelConfig, prefix: np.ndarray) -> np.ndarray:
 
 
 def test_glm_130b() -> None:
-    random = np.random.default_rng(0)
-    params = jax.tree.map(lambda p: (p.mean + 0.1 * random.standard_normal(p.shape)).astype(np.float32), model_params(GLM))
+    params = random_params(GLM)
     prefix = np.array([[0], [1], [11], [32]], np.int32)
     np.testing.assert_allclose(our_logits(params, GLM, prefix=prefix), glm_logits(params, GLM, prefix), atol=ATOL)
     assert_cache_agrees(params, GLM)

@@ -48,8 +48,7 @@ def family_of(m: ModelConfig) -> Family:
             return family
     nearest = sorted(FAMILIES, key=lambda family: len(family.differences(m)))[:_NEAREST]
     needs = "; ".join(
-        f"{family.name} needs {', '.join(f'{key}={value}' for key, value in family.differences(m).items())}"
-        for family in nearest
+        f"{family.name} needs {', '.join(f'{key}={value}' for key, value in family.differences(m).items())}" for family in nearest
     )
     raise CheckpointError(f"no family of Hugging Face models is made of these parts: {needs}")
 

@@ -70,6 +70,7 @@ def _computed(m: ModelConfig) -> dict[str, Any]:
     resolved = {
         "n_kv_heads": m.kv_heads,
         "head_dim": m.d_head,
+        "n_encoder_layers": m.encoder_layers,
         "d_ff": m.d_hidden if m.n_blocks < m.n_layers or m.mixture is None else m.d_expert,
         "moe.d_ff": m.d_expert,
         "attention.scale": query_scale(m),
