@@ -2,10 +2,10 @@
 
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
-from qianyi.export.families import gpt2, llama
+from qianyi.export.families import bert, gpt2, llama, marian, t5
 from qianyi.export.families.family import Family, Json
 
-FAMILIES = (gpt2.FAMILY, llama.FAMILY)
+FAMILIES = (gpt2.FAMILY, llama.FAMILY, bert.FAMILY, t5.FAMILY, marian.FAMILY)
 
 
 def family_of(m: ModelConfig) -> Family:

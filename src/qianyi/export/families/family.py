@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -56,14 +56,23 @@ class Family:
         return not self.differences(m)
 
 
-_FREE = {"dtype", "remat", "init_std"}
+_FREE = {"dtype", "remat", "init", "init_std"}
 """Settings on which no output of given weights depends, but for rounding."""
 
 
 def _computed(m: ModelConfig) -> dict[str, Any]:
     """The settings on which outputs depend, defaults resolved."""
-    resolved = {"n_kv_heads": m.kv_heads, "head_dim": m.d_head, "d_ff": m.d_hidden}
+    resolved = {"n_kv_heads": m.kv_heads, "head_dim": m.d_head, "d_ff": m.d_hidden, "n_encoder_layers": m.encoder_layers}
     return {key: value for key, value in (m.model_dump() | resolved).items() if key not in _FREE}
+
+
+ACTIVATIONS: dict[str, Literal["gelu_erf", "gelu", "relu"]] = {"gelu": "gelu_erf", "gelu_new": "gelu", "relu": "relu"}
+"""`model.mlp` by their name of an activation between two matrices, the most usual first."""
+
+
+def their_activation(m: ModelConfig) -> str:
+    """Their name; the most usual where they have none for what the model has."""
+    return next((theirs for theirs, ours in ACTIVATIONS.items() if ours == m.mlp), "gelu")
 
 
 def require(config: Mapping[str, Any], key: str, *allowed: Any) -> None:
