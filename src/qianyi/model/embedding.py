@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from qianyi.config.schema import Config, ModelConfig
 from qianyi.model.block import norm, norm_params
-from qianyi.model.linear import init_std
+from qianyi.model.linear import activate, init_std
 from qianyi.model.param import Param, Tree
 from qianyi.ops.loss import LossSums, Output, Shape, vocabulary_loss
 from qianyi.ops.position import sinusoids
@@ -81,7 +81,7 @@ def _before_logits(outer: Tree, x: Array, m: ModelConfig) -> Array:
     x = norm(x, outer["final_norm"], m) if m.final_norm else x
     if "transform" in (head := outer.get("head", {})):
         hidden = x @ head["transform"] + head["transform_bias"].astype(x.dtype)
-        x = norm(jax.nn.gelu(hidden, approximate=False), head["norm"], m)
+        x = norm(activate(hidden, None, m), head["norm"], m)
     x = gather_sequence(x)
     return x * m.d_model**-0.5 if m.scale_logits else x
 
