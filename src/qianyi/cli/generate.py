@@ -16,7 +16,7 @@ from qianyi.data.tokenizer import end_token
 from qianyi.errors import DataError
 from qianyi.export.gguf import read_gguf
 from qianyi.export.hf import read_hf
-from qianyi.generate.sample import generate_tokens, make_extend, stream_text
+from qianyi.generate.sample import generate_tokens, make_extend, require_decoder, stream_text
 from qianyi.model.param import Tree
 from qianyi.monitor.sinks import append_json_line
 from qianyi.parallel.mesh import make_mesh
@@ -40,6 +40,7 @@ class Writer:
 def run_recipe(recipe: str, overrides: list[str], prompts: list[str], max_tokens: int, stream: bool, **sampling: Any) -> None:
     """Text from the newest checkpoint."""
     session = begin(recipe, overrides)
+    require_decoder(session.config.model)
     tokenizer = session.tokenizer
     end = end_token(tokenizer, tokenizer_path(session.config.data))
     mesh = make_mesh(LayoutConfig(), jax.devices()[:1])
@@ -61,6 +62,7 @@ def run_model(path: Path, prompts: list[str], max_tokens: int, stream: bool, **s
     """Text from a GGUF file or a Hugging Face directory."""
     initialize(RunConfig())
     found = read_gguf(path) if path.suffix == ".gguf" else read_hf(path)
+    require_decoder(found.model)
 
     def read(prompt: str) -> list[int]:
         ids = found.tokenizer.encode(prompt).ids or ([] if found.start_token is None else [found.start_token])

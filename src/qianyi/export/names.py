@@ -95,7 +95,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Constant:
-    """Written on export, passed over on import."""
+    """Written on export; a file that has another value is of another model."""
 
     theirs: str
     value: Tensor
@@ -127,12 +127,16 @@ def import_params(state: Mapping[str, Tensor], declared: Tree, table: Table, ign
     params = map_params(lambda p: np.empty(p.shape, np.float32), declared)
     used = {row.theirs for row in table if isinstance(row, Constant)}
     for row in table:
-        if isinstance(row, Fixed):
-            at(params, row.ours)[...] = row.value
-        elif isinstance(row, Entry):
-            for index, name in _instances(row, declared):
-                used.add(name)
-                _read(state, name, row, params, index)
+        match row:
+            case Fixed():
+                at(params, row.ours)[...] = row.value
+            case Constant():
+                if row.theirs in state and not np.array_equal(state[row.theirs], row.value):
+                    raise CheckpointError(f"`{row.theirs}` has values that the model here does not compute with")
+            case Entry():
+                for index, name in _instances(row, declared):
+                    used.add(name)
+                    _read(state, name, row, params, index)
     _require_all_ours(declared, table)
     unknown = sorted(name for name in state.keys() - used if not any(fnmatchcase(name, pattern) for pattern in ignored))
     if unknown:

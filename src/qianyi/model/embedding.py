@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from qianyi.config.schema import Config, ModelConfig
 from qianyi.model.block import norm, norm_params
-from qianyi.model.linear import init_std
+from qianyi.model.linear import activate, init_std
 from qianyi.model.param import Param, Tree
 from qianyi.model.width import width_ratio
 from qianyi.ops.loss import LossSums, Output, Shape, vocabulary_loss
@@ -82,7 +82,7 @@ def _before_logits(outer: Tree, x: Array, m: ModelConfig) -> Array:
     x = norm(x, outer["final_norm"], m) if m.final_norm else x
     if "transform" in (head := outer.get("head", {})):
         hidden = x @ head["transform"] + head["transform_bias"].astype(x.dtype)
-        x = norm(jax.nn.gelu(hidden, approximate=False), head["norm"], m)
+        x = norm(activate(hidden, None, m), head["norm"], m)
     x = gather_sequence(x)
     scale = (m.d_model**-0.5 if m.scale_logits else 1.0) / width_ratio(m)
     return x if scale == 1 else x * scale

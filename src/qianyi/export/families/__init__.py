@@ -3,6 +3,7 @@
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
 from qianyi.export.families import (
+    bert,
     bloom,
     cohere,
     deepseek_v3,
@@ -10,11 +11,13 @@ from qianyi.export.families import (
     gemma3,
     gpt2,
     llama,
+    marian,
     mistral,
     mixtral,
     opt,
     qwen3,
     qwen3_moe,
+    t5,
 )
 from qianyi.export.families.family import Family, Json
 
@@ -31,6 +34,9 @@ FAMILIES = (
     gemma2.FAMILY,
     gemma3.FAMILY,
     deepseek_v3.FAMILY,
+    bert.FAMILY,
+    t5.FAMILY,
+    marian.FAMILY,
 )
 """Where a model is of two (a Mistral without a window is a Llama), the first is written."""
 

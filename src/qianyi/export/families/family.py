@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -88,6 +88,15 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+ACTIVATIONS: dict[str, Literal["gelu_erf", "gelu", "relu"]] = {"gelu": "gelu_erf", "gelu_new": "gelu", "relu": "relu"}
+"""`model.mlp` by their name of an activation between two matrices, the most usual first."""
+
+
+def their_activation(m: ModelConfig) -> str:
+    """Their name; the most usual where they have none for what the model has."""
+    return next((theirs for theirs, ours in ACTIVATIONS.items() if ours == m.mlp), "gelu")
 
 
 def require(config: Mapping[str, Any], key: str, *allowed: Any) -> None:
