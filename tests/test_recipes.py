@@ -65,7 +65,7 @@ def test_only_gpt3_175b_pads_its_vocabulary() -> None:
 def test_published_training(name: str, batch_tokens: float, total_tokens: float, learning_rate: float) -> None:
     config = load(name).config
     assert config.train.batch_size * config.train.seq_len == pytest.approx(batch_tokens, rel=0.05)
-    assert tokens_before(config.train, config.train.steps) == pytest.approx(total_tokens, rel=1e-3)
+    assert tokens_before(config.train, config.train.steps) == pytest.approx(total_tokens, rel=6e-3)
     assert config.optimizer.learning_rate == learning_rate
 
 

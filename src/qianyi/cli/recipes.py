@@ -8,6 +8,7 @@ from rich.table import Table
 from qianyi.config import recipes
 from qianyi.config.counts import parameter_count
 from qianyi.config.load import load
+from qianyi.config.summary import readable
 
 
 def run() -> None:
@@ -21,11 +22,3 @@ def run() -> None:
         table.add_row(name, readable(parameter_count(config.model)), str(config.layout.n_devices), config.description)
     # Piped, every recipe is one line.
     Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def readable(count: int) -> str:
-    """1234567 -> 1.23M."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f}{unit}" if count < 100 * size else f"{count / size:.1f}{unit}"
-    return str(count)

@@ -4,26 +4,25 @@ from dataclasses import asdict
 from itertools import pairwise
 
 from qianyi.cli.layout import layout_overrides
-from qianyi.cli.recipes import readable
 from qianyi.config.check import check
-from qianyi.config.counts import parameter_count
 from qianyi.config.load import dump, load
-from qianyi.config.ramp import ramp_stages, tokens_before
+from qianyi.config.ramp import ramp_stages
 from qianyi.config.schema import Config
+from qianyi.config.summary import summary
 from qianyi.monitor.words import gibibytes
 
 
 def run(recipe: str, overrides: list[str], layout: str | None) -> None:
     resolved = load(recipe, [*overrides, *layout_overrides(layout)] if layout else overrides)
     check(resolved.config)
-    train, devices = resolved.config.train, resolved.config.layout.n_devices
-    step_tokens = train.batch_size * train.seq_len
-    count = parameter_count(resolved.config.model)
-    print(f"# {count:,} parameters ({readable(count)}), {devices} devices")
-    print(f"# {step_tokens:,} tokens per step, {readable(tokens_before(train, train.steps))} tokens in {train.steps:,} steps")
+    for label, sentence in summary(resolved.config).items():
+        print(f"# {label + ':':15} {sentence}")
+    train = resolved.config.train
     for stage, following in pairwise(ramp_stages(train)):
         if stage.first_step < train.steps:
-            print(f"# {stage.batch_size * train.seq_len:,} tokens per step up to step {following.first_step:,}")
+            sequences = f"{stage.batch_size:,} sequences per step up to step {following.first_step:,}"
+            print(f"# {'Ramp:':15} {sequences}")
+    print(f"# {'Devices:':15} {resolved.config.layout.n_devices:,} ({resolved.config.layout.words})")
     if layout:
         _show_layout(resolved.config)
     print(dump(resolved), end="")
