@@ -135,8 +135,8 @@ def test_show_prints_a_recipe_that_loads_with_origins_and_totals(tmp_path: Path)
     assert load(str(tmp_path / "again.yaml")).config == load("llama3-8b", ["train.steps=9000"]).config
     header = done.stdout.splitlines()[:2]
     assert header == [
-        "# 8,030,261,248 parameters (8.03B), 64 devices",
-        "# 4,194,304 tokens per step, 37.75B tokens in 9,000 steps",
+        "8,030,261,248 parameters (8.03B)",
+        "4.19M tokens per step, 37.75B in all",
     ]
     lines = {line.split(":")[0].strip(): line.partition(" # ")[2] for line in done.stdout.splitlines()[2:]}
     assert (lines["steps"], lines["d_model"], lines["b1"]) == ("command line", "llama3-8b.yaml:9", "default")

@@ -91,12 +91,9 @@ def _training(config: Config) -> list[str]:
 
 def _optimizer(config: Config) -> list[str]:
     o = config.optimizer
-    moments = {
-        "adamw": f"({o.b1:g}, {o.b2:g}, {o.eps:g})",
-        "lamb": f"({o.b1:g}, {o.b2:g}, {o.eps:g})",
-        "lion": f"({o.b1:g}, {o.b2:g})",
-    }
-    name = f"{o.kind} {moments.get(o.kind, f'with momentum {o.moment_decay:g}')}"
+    adam = f" ({o.b1:g}, {o.b2:g}, {o.eps:g})"
+    moments = {"adamw": adam, "lamb": adam, "lion": f" ({o.b1:g}, {o.b2:g})"}
+    name = o.kind + moments.get(o.kind, f" with momentum {o.moment_decay:g}" if o.moment_decay else "")
     power = " times the rate" if o.decay_power == 2 else ""
     decay = f"decay {o.weight_decay:g}{power} of matrices" if o.weight_decay else "no decay"
     return [name, decay, f"gradients clipped at {o.clip_norm:g}" if o.clip_norm else "no clipping"]
