@@ -131,6 +131,11 @@ def test_dump_brings_any_text_back(tmp_path: Path, text: str) -> None:
          "mine.yaml:3: model: d_model 768 is not a multiple of n_heads 5; set head_dim"),
         ("model: {n_heads: 8}\n", ["model.n_kv_heads=3"],
          "mine.yaml:1, command line: model: n_heads 8 is not a multiple of n_kv_heads 3"),
+        ("", ["model.mup_base_head_dim=8"],
+         "command line: model: mup_base_head_dim 8 changes nothing without mup_base_width"),
+        ("model: {scale_logits: true}\n", ["model.mup_base_width=256"],
+         "mine.yaml:1, command line: model: mup_base_width 256 does not go with scale_logits: no rule says how that grows with the "
+         "width"),
         # Overrides
         ("", ["train.steps"], "command line: `train.steps`: expected key.sub=value, such as train.steps=100"),
         ("", ["=3"], "command line: `=3`: expected key.sub=value, such as train.steps=100"),
