@@ -8,7 +8,6 @@ from qianyi.verify.coordinates import FLAT, PLACES, Coordinates
 
 LEFT, TOP, WIDTH, HEIGHT, GAP_X, GAP_Y = 70, 96, 250, 180, 46, 74
 """Of the panels, in pixels."""
-TITLES = {"embedding": "embedding", "blocks": "outputs of blocks", "logits": "logits"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Line:
 @dataclass(frozen=True)
 class Panel:
     title: str
-    slope: float
+    slope: str
     flat: bool
     left: float
     top: float
@@ -64,7 +63,9 @@ def _panel(c: Coordinates, place: str, left: float, top: float, limits: tuple[fl
     slope = c.slopes[place]
     x_ticks = tuple(Tick(x(width), f"{width:,}") for width in c.widths)
     y_ticks = tuple(Tick(y(value), f"{value:g}") for value in _round_values(low, high))
-    return Panel(f"{c.name}: {TITLES[place]}", slope, abs(slope) <= FLAT, left, top, x_ticks, y_ticks, tuple(lines))
+    return Panel(
+        f"{c.name}: {place}", f"{round(slope, 2) + 0.0:+.2f}", abs(slope) <= FLAT, left, top, x_ticks, y_ticks, tuple(lines)
+    )
 
 
 def _range(checks: Sequence[Coordinates], place: str) -> tuple[float, float]:
