@@ -222,6 +222,8 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
          "16 sequences; use 16 or 32"),
         (["layout.stage=4", "train.batch_size=64", "train.accumulation=8", "train.batch_ramp=[{batch_size: 24, sequences: 9}]"],
          "train.batch_ramp.0.batch_size=24 is 3 microbatches of 8 sequences, which do not fill layout.stage=4 stages; use 32 or more"),
+        (["model.mup_base_width=256", "optimizer.kind=sgd"],
+         "model.mup_base_width has rules for optimizer.kind=adamw, lion, muon, not for sgd; use one of them or leave it out"),
         (["train.noise_scale=true"], "train.accumulation=1 has but one; use train.accumulation=2 or more"),
         (["train.noise_scale=true", "train.accumulation=2", "layout.stage=2"],
          "train.noise_scale: with layout.stage=2 no gradient of a single microbatch exists; use layout.stage=1 or leave it out"),

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import jax
@@ -14,6 +15,7 @@ from models import GPT, LLAMA, host_batch, make_config, place
 
 from qianyi.cli.coord_check import _parse, write
 from qianyi.config.load import load
+from qianyi.config.optimizer import OptimizerConfig
 from qianyi.config.schema import AttentionConfig, LayoutConfig, ModelConfig, MoEConfig
 from qianyi.errors import CheckpointError, ConfigError
 from qianyi.export.families import family_of
@@ -35,7 +37,7 @@ def with_base(model: ModelConfig, width: int | None, head_dim: int | None = None
     return model.model_copy(update={"mup_base_width": width, "mup_base_head_dim": head_dim})
 
 
-def by_name(tree: Tree) -> dict[str, float]:
+def by_name(tree: Tree) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "std"))
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
@@ -114,6 +116,26 @@ def test_adam_steps_by_the_multiplied_rate_and_decays_by_the_plain_one() -> None
         decay = o.weight_decay * 0.5 if last in HIDDEN | {"tokens", "positions"} else 0
         expected = -rate * (direction[name] * (0.25 if last in HIDDEN else 1) + decay)
         np.testing.assert_allclose(update, expected, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("lion", 0.25), ("muon", 0.5)])
+def test_rates_of_other_optimizers(kind: str, expected: float) -> None:
+    config = make_config(GPT)
+    config = config.model_copy(update={"optimizer": OptimizerConfig(kind=kind, learning_rate=1e-2, weight_decay=0.0)})  # pyright: ignore[reportArgumentType]
+    mesh = make_mesh(config.layout, jax.devices()[:1])
+
+    def updates(model: ModelConfig) -> dict[str, Any]:
+        optimizer = make_optimizer(config.model_copy(update={"model": model}))
+        with jax.set_mesh(mesh):
+            params = init_state(config, mesh).params
+            gradients = jax.tree.map(lambda a: a + 0.1, params)
+            found = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0])(gradients, params)
+        return by_name(jax.device_get(found))
+
+    plain, ours = updates(GPT), updates(with_base(GPT, 16))
+    for name, update in ours.items():
+        rate = expected if name.rpartition("/")[2] in HIDDEN else 1
+        np.testing.assert_allclose(update, rate * plain[name], rtol=1e-5, err_msg=name)
 
 
 def test_layouts_equal_one_device() -> None:

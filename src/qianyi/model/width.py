@@ -3,12 +3,12 @@
 With `model.mup_base_width` a model of width D is the wider or narrower sibling of one of that width, with heads and the feed-forward layer
 grown along. For m = D / base:
 
-                                  initial deviation   learning rate of Adam   multiplier
-    embedding, positions, output          1                    1              logits 1 / m
-    matrices from width to width       m ** -1/2              1 / m
-    routers (width to experts)            1 / m               1 / m
-    biases, norm scales                   1                    1
-    attention scores                                                          sqrt(base head width / head width), beside the usual
+                                  initial deviation   learning rate of Adam, Lion   multiplier
+    embedding, positions, output          1                       1                 logits 1 / m
+    matrices from width to width       m ** -1/2             1 / m (Muon m ** -1/2)
+    routers (width to experts)            1 / m                  1 / m
+    biases, norm scales                   1                       1
+    attention scores                                                                sqrt(base head width / head width), beside the usual
 
 A router is the table's output weight, with its multiplier written into deviation and rate. Weight decay is not scaled: decoupled from the
 learning rate of a matrix it shrinks equally at every width, as in the authors' package.
@@ -40,7 +40,7 @@ def scale_deviations(params: Tree, m: ModelConfig) -> Tree:
 
 
 def rate_multipliers(params: Tree, m: ModelConfig) -> Tree:
-    """Of the learning rate, for every parameter."""
+    """Of the learning rate of Adam, for every parameter."""
     return map_params(lambda p: 1 / width_ratio(m) if _is_hidden(p) else 1.0, params)
 
 
