@@ -131,6 +131,11 @@ def test_dump_brings_any_text_back(tmp_path: Path, text: str) -> None:
          "mine.yaml:3: model: d_model 768 is not a multiple of n_heads 5; set head_dim"),
         ("model: {n_heads: 8}\n", ["model.n_kv_heads=3"],
          "mine.yaml:1, command line: model: n_heads 8 is not a multiple of n_kv_heads 3"),
+        ("", ["model.mup_base_head_dim=8"],
+         "command line: model: mup_base_head_dim 8 changes nothing without mup_base_width"),
+        ("model: {scale_logits: true}\n", ["model.mup_base_width=256"],
+         "mine.yaml:1, command line: model: mup_base_width 256 does not go with scale_logits: no rule says how that grows with the "
+         "width"),
         # Overrides
         ("", ["train.steps"], "command line: `train.steps`: expected key.sub=value, such as train.steps=100"),
         ("", ["=3"], "command line: `=3`: expected key.sub=value, such as train.steps=100"),
@@ -217,6 +222,8 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
          "16 sequences; use 16 or 32"),
         (["layout.stage=4", "train.batch_size=64", "train.accumulation=8", "train.batch_ramp=[{batch_size: 24, sequences: 9}]"],
          "train.batch_ramp.0.batch_size=24 is 3 microbatches of 8 sequences, which do not fill layout.stage=4 stages; use 32 or more"),
+        (["model.mup_base_width=256", "optimizer.kind=sgd"],
+         "model.mup_base_width has rules for optimizer.kind=adamw, lion, muon, not for sgd; use one of them or leave it out"),
         (["train.noise_scale=true"], "train.accumulation=1 has but one; use train.accumulation=2 or more"),
         (["train.noise_scale=true", "train.accumulation=2", "layout.stage=2"],
          "train.noise_scale: with layout.stage=2 no gradient of a single microbatch exists; use layout.stage=1 or leave it out"),

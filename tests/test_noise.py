@@ -46,7 +46,7 @@ def test_norm_is_that_of_the_gradients_of_microbatches() -> None:
     per_microbatch = (batch["targets"] >= 0).sum() / ACCUMULATION
 
     def loss(params: Tree, rows: Batch) -> jax.Array:
-        logits = model_logits(params, rows["inputs"], config, lambda _, part: part)
+        logits = model_logits(params, rows, config, lambda _, part: part)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         at_target = jnp.take_along_axis(logits, jnp.maximum(rows["targets"], 0)[..., None], axis=-1)[..., 0]
         terms = log_z - at_target + config.train.z_loss * log_z**2

@@ -79,6 +79,23 @@ def verify(
         verify.run(recipe, overrides or [], layout, directory)
 
 
+@app.command("coord-check")
+def coord_check(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    widths: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Widths of the model, multiples of the first.")
+    ] = "64,128,256,512",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps at each width.")] = 8,
+    directory: Annotated[Path, typer.Option("--out", help="Where the numbers and the picture go.")] = Path("coordinates"),
+) -> None:
+    """Check whether hyperparameters carry over to other widths, without and with model.mup_base_width, for the recipe made small."""
+    _check_first(recipe, overrides)
+    from qianyi.cli import coord_check
+
+    coord_check.run(recipe, overrides or [], widths, steps, directory)
+
+
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None) -> None:
     """Train, or continue training, in run.dir."""

@@ -40,6 +40,8 @@ def scaling(config: Config) -> Iterator[str]:
         yield f"schedule.base_batch_size={base} changes nothing with schedule.scale_rule=none; use linear or sqrt, or leave it out"
 
 
+MUP_KINDS = ("adamw", "lion", "muon")
+"""Optimizers whose learning rate `qianyi.model.width` carries over to other widths."""
 _ADAM = ("b1", "b2", "eps")
 _READ_BY = {
     "adamw": (*_ADAM, "decay_power"),
@@ -64,6 +66,8 @@ def optimizer(config: Config) -> Iterator[str]:
         if name in of_some and name not in _READ_BY[o.kind] and getattr(o, name) != field.default:
             readers = ", ".join(kind for kind, keys in _READ_BY.items() if name in keys)
             yield f"optimizer.{name}={getattr(o, name)} changes nothing with optimizer.kind={o.kind}; leave it out ({readers} read it)"
+    if config.model.mup_base_width and o.kind not in MUP_KINDS:
+        yield f"model.mup_base_width has rules for optimizer.kind={', '.join(MUP_KINDS)}, not for {o.kind}; use one of them or leave it out"
     if o.nesterov and o.momentum == 0:
         yield "optimizer.nesterov=True changes nothing with optimizer.momentum=0; leave one of them out"
     if o.decay_power != 1 and not o.weight_decay:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from qianyi.config.optimizer import OptimizerConfig
-from qianyi.config.schema import Config, ModelConfig
+from qianyi.config.schema import Config
 from qianyi.model.param import Tree, decay_mask, map_params
 from qianyi.model.transformer import model_params
 from qianyi.model.width import rate_multipliers, width_ratio
@@ -38,7 +38,7 @@ def _composed(config: Config, declared: Tree) -> optax.GradientTransformation:
             return optax.chain(_adam(o), decay, scale_by_trust_ratio(declared, 1.0), step)
         case _:
             # Rates by width come before the decay, which is the same at every width.
-            return optax.chain(_direction(o, declared), *width_scaling(config.model, declared), decay, step)
+            return optax.chain(_direction(o, declared), *_width_scaling(config, declared), decay, step)
 
 
 def _direction(o: OptimizerConfig, declared: Tree) -> optax.GradientTransformation:
@@ -84,11 +84,16 @@ def _muon(o: OptimizerConfig, declared: Tree) -> optax.GradientTransformation:
     return optax.partition(methods, map_params(lambda p: "muon" if is_orthogonalized(p) else "adam", declared))
 
 
-def width_scaling(m: ModelConfig, declared: Tree) -> list[optax.GradientTransformation]:
-    """Learning rates of the parameters at this width, as a stage for optimizers whose step does not grow with the gradient."""
+def _width_scaling(config: Config, declared: Tree) -> list[optax.GradientTransformation]:
+    """Learning rates of the parameters at this width, for methods whose updates do not grow with the gradient. Of an orthogonal update all
+    singular values are sqrt(width), where Adam's has few of the size of the width: the rule is the root of Adam's (Yang, Simon & Bernstein
+    2023, condition 1)."""
+    m, muon = config.model, config.optimizer.kind == "muon"
     if width_ratio(m) == 1:
         return []
-    rates = rate_multipliers(declared, m)
+    rates = map_params(
+        lambda p, rate: rate**0.5 if muon and is_orthogonalized(p) else rate, declared, rate_multipliers(declared, m)
+    )
     return [optax.stateless(lambda updates, _: jax.tree.map(lambda u, rate: u * rate, updates, rates))]
 
 

@@ -1,9 +1,9 @@
 """The coordinate check (Yang et al. 2022, figure 5 and appendix D.1): do activations move equally far as a model grows wider?
 
-The recipe, made small, is trained for a few steps on one batch at several widths, once as it is and once with maximal update parametrization
-from the narrowest. Where hyperparameters carry over from one width to another, training changes an activation by about as much at every width;
-elsewhere the change grows or vanishes with it. The activations themselves say less: the initial logits of muP vanish with the width, as they
-are meant to.
+The recipe, made small, is trained for a few steps on one batch at several widths, once as it is and once with maximal update
+parametrization from the narrowest. Where hyperparameters carry over from one width to another, training changes an activation by about as
+much at every width; elsewhere the change grows or vanishes with it. The activations themselves say less: the initial logits of muP vanish
+with the width, as they are meant to.
 """
 
 from collections.abc import Iterator, Sequence
