@@ -250,7 +250,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
         ([*T5, "layout.model=4", "model.vocab_size=32128"], "layout.model=4 does not divide train.objective.target_len=114 "
          "(sequence parallelism); use 116"),
         ([*PAIRS, "train.objective.target_len=2048"], "train.objective.target_len=2048 is longer than model.max_seq_len=1024"),
-        ([*T5, "train.seq_len=7"], "train.seq_len=7 is too short for train.objective.kind=span_corruption; use 8 or more"),
+        ([*T5, "train.seq_len=3"], "train.seq_len=3 is too short for train.objective.kind=span_corruption; use 4 or more"),
         (["layout.zero=1"], "layout.zero=1 changes nothing with layout.data=1 and layout.context=1"),
         (["layout.schedule=gpipe"], "layout.schedule=gpipe changes nothing with layout.stage=1"),
         (["layout.exchange=ring"], "layout.exchange=ring changes nothing with layout.context=1"),

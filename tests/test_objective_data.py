@@ -281,7 +281,7 @@ def test_pairs_come_back_each_on_one_side(tmp_path: Path) -> None:
     fits = {p for p in both[:200] if all(len(tokenizer.encode(t).ids) < n for t, n in zip(p, (8, 5), strict=True))}
     assert read[0] | read[1] == fits and not read[0] & read[1] and read[1]
     assert 0 < 1 - len(fits) / 200 < 0.5
-    assert windows.left_out == pytest.approx(1 - len(read[0]) / source["train"]["documents"])
+    assert training.left_out == {"x": pytest.approx(1 - len(read[0]) / source["train"]["documents"])}
 
 
 def test_pairs_of_parquet_are_those_of_json(tmp_path: Path) -> None:

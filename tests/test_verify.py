@@ -12,13 +12,15 @@ from jax import lax
 from models import make_config
 from test_cli import qianyi
 
-from qianyi.config.schema import Config, LayoutConfig, ModelConfig, MoEConfig
+from qianyi.config.check import check
+from qianyi.config.schema import Config, LayoutConfig, ModelConfig, MoEConfig, ObjectiveConfig
 from qianyi.model import moe
 from qianyi.ops import context
 from qianyi.parallel import collectives
 from qianyi.parallel.mesh import BATCH_AXES
 from qianyi.train import stages, step
 from qianyi.verify.certificate import certify
+from qianyi.verify.shrink import shrink
 
 DENSE = ModelConfig(n_layers=3, n_heads=8, d_model=64, dtype="float32")  # uneven over stages, tied, with biases
 SPARSE = DENSE.model_copy(update={"mlp": "swiglu", "norm": "rmsnorm", "bias": False, "position": "rope", "n_kv_heads": 4})
@@ -44,6 +46,16 @@ def recipe(model: ModelConfig, **moe_settings: Any) -> Config:
 def test_layouts_are_certified(config: Config, layout: LayoutConfig) -> None:
     certificate = certify(config, layout)
     assert certificate.passed, [c for c in certificate.checks if not c.passed]
+
+
+@pytest.mark.parametrize("layout", [LayoutConfig(data=8, zero=1), LayoutConfig(data=2, model=2), LayoutConfig(model=8)])
+def test_small_recipes_keep_their_objective(layout: LayoutConfig) -> None:
+    for kind, objective in (("encoder", "mlm"), ("encoder_decoder", "span_corruption"), ("decoder", "prefix")):
+        model = DENSE.model_copy(update={"kind": kind})
+        config = make_config(model, objective=ObjectiveConfig.model_validate({"kind": objective}))
+        small = shrink(config, layout)
+        check(small)
+        assert small.train.objective.kind == objective
 
 
 def caught(config: Config, layout: LayoutConfig) -> list[str]:

@@ -105,6 +105,8 @@ def _say_start(session: Session, step: int) -> None:
         print("MFU: not shown, the peak of this device is not known; set run.peak_flops to see it")
     else:
         print(f"MFU: {MFU_CONVENTION}")
+    for name, share in session.training_data.left_out.items():
+        print(f"{name}: {share:.1%} of pairs are longer than train.seq_len or train.objective.target_len, and left out")
     began = f"continuing after step {step}" if step else "starting"
     print(f"{began}; writing to {session.run_dir}", flush=True)
 

@@ -14,8 +14,8 @@ MODEL_KINDS = {
     "seq2seq": "encoder_decoder",
 }
 """The kind of model that each objective trains."""
-MIN_SEQ_LEN = 8
-"""Special tokens, and some text between them, must fit."""
+MIN_SEQ_LEN = 4
+"""Special tokens, and a token of text that is seen and one that is not, must fit."""
 
 
 class Spans(NamedTuple):

@@ -25,7 +25,7 @@ from qianyi.config.schema import DataConfig, TrainConfig
 from qianyi.data.objective import make_objective
 from qianyi.data.shards import BLOCK_TOKENS, FORMAT, TokenStream, token_dtype
 from qianyi.data.stage import read_manifest
-from qianyi.data.windows import Chance, Row, Tokens
+from qianyi.data.windows import Chance, Pairs, Row, Tokens
 from qianyi.errors import DataError
 
 HostBatch = dict[str, NDArray[np.int32]]
@@ -91,6 +91,12 @@ class TrainingData:
     def _window(self, element: int) -> Tokens:
         window: Any = self._sequence[element]
         return window
+
+    @property
+    def left_out(self) -> dict[str, float]:
+        """Share of each source's pairs that are too long for a sequence; of those that have such pairs."""
+        pairs = {name: windows for name, windows in self._windows.items() if isinstance(windows, Pairs)}
+        return {name: part.left_out for name, part in pairs.items() if part.left_out}
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each source has been read after so many steps."""

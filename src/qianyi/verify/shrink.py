@@ -26,6 +26,9 @@ def shrink(config: Config, layout: LayoutConfig) -> Config:
     train = config.train.model_copy(
         update={
             "seq_len": seq_len,
+            "objective": config.train.objective.model_copy(
+                update={"target_len": seq_len if config.model.kind == "encoder_decoder" else None}
+            ),
             "batch_size": 2 * shards,
             "accumulation": accumulation,
             "batch_ramp": (),
