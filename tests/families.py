@@ -18,11 +18,11 @@ EXPERTS = MoEConfig(n_experts=8, experts_per_token=2)
 DECODERS = {
     "gpt2": SMALL,
     "opt": variant(mlp="relu"),
-    "bloom": variant(position="alibi", embedding_norm=True),
+    "bloom": variant(position="alibi", embedding_norm=True, d_ff=None),
     "palm": variant(
         norm="layernorm", mlp="swiglu", position="rope", bias=False, parallel=True, n_kv_heads=1, init="fan_in", scale_logits=True
     ),
-    "glm": variant(mlp="geglu", position="rope", norm_at="deepnorm"),
+    "glm": variant(mlp="geglu", position="rope", norm_at="deepnorm", embedding_norm=True),
     "llama": LLAMA,
     "qwen3": variant(LLAMA, head_dim=16, attention=AttentionConfig(qk_norm=True)),
     "gemma2": variant(GEMMA, logit_cap=3.0, attention=AttentionConfig(logit_cap=2.0, scale=0.2, window=6, global_every=2)),
@@ -31,9 +31,14 @@ DECODERS = {
     ),
     "mistral": variant(LLAMA, attention=AttentionConfig(window=7)),
     "mixtral": variant(LLAMA, moe=EXPERTS),
+    "qwen3 moe": variant(
+        LLAMA, head_dim=16, attention=AttentionConfig(qk_norm=True),
+        moe=MoEConfig(n_experts=8, experts_per_token=3, d_ff=40, normalize=False),
+    ),
     "deepseek": variant(
         LLAMA,
         n_kv_heads=None,
+        norm_eps=1e-6,
         attention=AttentionConfig(latent=LatentConfig(kv_rank=24, query_rank=32, rope_dim=4)),
         moe=MoEConfig(
             n_experts=8, experts_per_token=2, n_shared=1, d_ff=32, dense_layers=1,

@@ -138,7 +138,7 @@ class ModelConfig(Part):
     """Normalization."""
     norm_at: Literal["pre", "post", "sandwich", "deepnorm"] = "pre"
     """Where: before each sublayer and at the end; after each is added (Vaswani et al. 2017, BERT); before and after each, and at the end
-    (Gemma); after, with a scaled residual, and at the end (GLM-130B)."""
+    (Gemma); after each is added to a scaled residual stream (DeepNorm, GLM-130B)."""
     parallel: bool = False
     """Attention and feed-forward layer read the same normalized input, and are added together (PaLM)."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
@@ -228,7 +228,8 @@ class ModelConfig(Part):
 
     @property
     def final_norm(self) -> bool:
-        return self.norm_at != "post"
+        """A norm of its own follows the last block."""
+        return self.norm_at in {"pre", "sandwich"}
 
     @property
     def kv_heads(self) -> int:

@@ -2,10 +2,39 @@
 
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
-from qianyi.export.families import gpt2, llama
+from qianyi.export.families import (
+    bloom,
+    cohere,
+    deepseek_v3,
+    gemma2,
+    gemma3,
+    gpt2,
+    llama,
+    mistral,
+    mixtral,
+    opt,
+    qwen3,
+    qwen3_moe,
+)
 from qianyi.export.families.family import Family, Json
 
-FAMILIES = (gpt2.FAMILY, llama.FAMILY)
+FAMILIES = (
+    gpt2.FAMILY,
+    llama.FAMILY,
+    opt.FAMILY,
+    bloom.FAMILY,
+    cohere.FAMILY,
+    mistral.FAMILY,
+    mixtral.FAMILY,
+    qwen3.FAMILY,
+    qwen3_moe.FAMILY,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
+    deepseek_v3.FAMILY,
+)
+"""Where a model is of two (a Mistral without a window is a Llama), the first is written."""
+
+_NEAREST = 3
 
 
 def family_of(m: ModelConfig) -> Family:
@@ -17,9 +46,9 @@ def family_of(m: ModelConfig) -> Family:
     for family in FAMILIES:
         if family.matches(m):
             return family
+    nearest = sorted(FAMILIES, key=lambda family: len(family.differences(m)))[:_NEAREST]
     needs = "; ".join(
-        f"{family.name} needs {', '.join(f'{key}={value}' for key, value in family.differences(m).items())}"
-        for family in FAMILIES
+        f"{family.name} needs {', '.join(f'{key}={value}' for key, value in family.differences(m).items())}" for family in nearest
     )
     raise CheckpointError(f"no family of Hugging Face models is made of these parts: {needs}")
 

@@ -65,11 +65,28 @@ _FREE: dict[str, Any] = {
 
 
 def _computed(m: ModelConfig) -> dict[str, Any]:
-    """The settings on which outputs depend, defaults resolved."""
-    resolved: dict[str, Any] = {"n_kv_heads": m.kv_heads, "head_dim": m.d_head, "d_ff": m.d_hidden}
+    """The settings on which outputs depend, defaults resolved; `attention.window` is the window of attention."""
+    some_global = any(m.local_layers) and not all(m.local_layers)
+    resolved: dict[str, Any] = {
+        "n_kv_heads": m.kv_heads,
+        "head_dim": m.d_head,
+        "n_encoder_layers": m.encoder_layers,
+        "d_ff": m.d_hidden if m.n_blocks < m.n_layers or m.mixture is None else m.d_expert,
+        "moe.d_ff": m.d_expert,
+        "attention.scale": m.attention.scale or m.d_key**-0.5,
+        "attention.global_every": m.attention.global_every if some_global else 0,
+    }
     if (width_ratio(m), query_multiplier(m)) == (1, 1):
         resolved |= {"mup_base_width": None, "mup_base_head_dim": None}
-    return m.model_dump(exclude=_FREE) | resolved
+    return _flat(m.model_dump(exclude=_FREE)) | resolved
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of parts with dots in their names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def require(config: Mapping[str, Any], key: str, *allowed: Any) -> None:
@@ -85,12 +102,13 @@ def require(config: Mapping[str, Any], key: str, *allowed: Any) -> None:
         )
 
 
-def need(config: Mapping[str, Any], key: str) -> Any:
-    """A value that must be there.
+def need(config: Mapping[str, Any], key: str, *also: str) -> Any:
+    """A value that must be there; `also`: keys that mean the same in other files.
 
     Raises:
         CheckpointError: it is missing.
     """
-    if key not in config:
-        raise CheckpointError(f"{key} is missing in the model's configuration")
-    return config[key]
+    for name in (key, *also):
+        if name in config:
+            return config[name]
+    raise CheckpointError(f"{key} is missing in the model's configuration")
