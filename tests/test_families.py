@@ -117,8 +117,9 @@ def test_each_design_is_written_as_its_own_family() -> None:
 
 
 RECIPES = {
-    "gpt3-175b": "GPT-2", "opt-175b": "OPT", "bloom-176b": "BLOOM", "palm-540b": "Cohere", "llama3-405b": "Llama", "mixtral-8x7b": "Mixtral",
-    "qwen3-8b": "Qwen3", "qwen3-235b-a22b": "Qwen3-MoE", "gemma2-27b": "Gemma 2", "gemma3-27b": "Gemma 3", "deepseek-v3": "DeepSeek-V3",
+    "gpt3-175b": "GPT-2", "opt-175b": "OPT", "bloom-176b": "BLOOM", "palm-540b": "Cohere", "llama3-405b": "Llama",
+    "mixtral-8x7b": "Mixtral", "qwen3-8b": "Qwen3", "qwen3-235b-a22b": "Qwen3-MoE", "gemma2-27b": "Gemma 2", "gemma3-27b": "Gemma 3",
+    "deepseek-v3": "DeepSeek-V3",
 }  # fmt: skip
 
 
