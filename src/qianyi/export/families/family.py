@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
 from qianyi.export.names import Table
-from qianyi.model.attention import query_scale
 from qianyi.model.width import query_multiplier, width_ratio
 
 Json = dict[str, Any]
@@ -74,7 +73,7 @@ def _computed(m: ModelConfig) -> dict[str, Any]:
         "n_encoder_layers": m.encoder_layers,
         "d_ff": m.d_hidden if m.n_blocks < m.n_layers or m.mixture is None else m.d_expert,
         "moe.d_ff": m.d_expert,
-        "attention.scale": query_scale(m),
+        "attention.scale": m.attention.scale or m.d_key**-0.5,
         "attention.global_every": m.attention.global_every if some_global else 0,
     }
     if (width_ratio(m), query_multiplier(m)) == (1, 1):
