@@ -32,7 +32,6 @@ CASES = [
     ("bert", LayoutConfig(stage=2, data=2), 4),
     ("t5", LayoutConfig(data=8, gather="layer"), 2),
     ("t5", LayoutConfig(replica=2, data=2, model=2, zero=2), 1),
-    ("t5 v1.1", LayoutConfig(data=2, model=4, zero=1), 1),
     ("vaswani", LayoutConfig(data=2, model=4), 1),
     ("vaswani", LayoutConfig(replica=2, data=2, model=2, zero=1), 2),
 ]
