@@ -154,19 +154,6 @@ EXAMPLES = {
         "num_key_value_heads": 1, "intermediate_size": 40, "max_position_embeddings": 30, "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "tie_word_embeddings": True,
     },
-    "bert": {
-        "model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 300, "num_hidden_layers": 2, "hidden_size": 16,
-        "num_attention_heads": 2, "intermediate_size": 40, "max_position_embeddings": 30, "hidden_act": "gelu", "type_vocab_size": 2,
-    },
-    "t5": {
-        "model_type": "t5", "vocab_size": 300, "num_layers": 3, "num_decoder_layers": 2, "d_model": 16, "num_heads": 2, "d_kv": 12,
-        "d_ff": 40, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
-    },
-    "marian": {
-        "model_type": "marian", "vocab_size": 300, "encoder_layers": 3, "decoder_layers": 2, "d_model": 16,
-        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40,
-        "max_position_embeddings": 30, "activation_function": "relu", "scale_embedding": True,
-    },
 }  # fmt: skip
 
 
