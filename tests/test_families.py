@@ -83,6 +83,22 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
         999_885_952,
     ),
     "DeepSeek-V3, not stretched": (DEEPSEEK_V3, 671_026_419_200),
+    "BERT, base": (
+        {"model_type": "bert", "architectures": ["BertForPreTraining"], "vocab_size": 30522, "num_hidden_layers": 12,
+         "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512,
+         "layer_norm_eps": 1e-12, "hidden_act": "gelu", "type_vocab_size": 2},
+        110_106_428,
+    ),
+    "T5, small": (
+        {"model_type": "t5", "vocab_size": 32128, "num_layers": 6, "d_model": 512, "num_heads": 8, "d_kv": 64, "d_ff": 2048,
+         "n_positions": 512, "relative_attention_num_buckets": 32},
+        60_506_624,
+    ),
+    "T5 v1.1, base": (
+        {"model_type": "t5", "vocab_size": 32128, "num_layers": 12, "num_decoder_layers": 12, "d_model": 768, "num_heads": 12,
+         "d_kv": 64, "d_ff": 2048, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        247_577_856,
+    ),
 }  # fmt: skip
 
 

@@ -134,6 +134,8 @@ def test_what_only_one_side_has() -> None:
     assert (params["blocks"]["scale"] == 1).all()
     assert list(dict(export_params(params, declared, table))) == ["table", "position_ids"]
     params["blocks"]["scale"][1, 3] = 2
+    with pytest.raises(CheckpointError, match="`position_ids` has values that the model here does not compute with"):
+        import_params({"table": np.ones((T, D), np.float32), "position_ids": np.zeros(T, np.float32)}, declared, table)
     with pytest.raises(CheckpointError, match=r"blocks/scale is not 1\.0 everywhere"):
         dict(export_params(params, declared, table))
 

@@ -166,9 +166,11 @@ def _parts(config: Config) -> Iterator[str]:
     """Parts of a model that do not go together, or would change nothing."""
     m, a = config.model, config.model.attention
     if m.kind != "encoder":
-        for name, off in (("mlm_head", True), ("sentence_head", False)):
-            if getattr(m, name) is not off:
+        for name, off in (("mlm_head", True), ("sentence_head", False), ("segments", 0)):
+            if getattr(m, name) != off:
                 yield f"model.{name} is for model.kind=encoder, not {m.kind}"
+    if m.kind == "encoder" and not m.mlm_head:
+        yield "model.mlm_head=false leaves no logits to train: it is for models from files, whose hidden states are used"
     if m.kind != "encoder_decoder" and m.n_encoder_layers is not None:
         yield f"model.n_encoder_layers={m.n_encoder_layers} is for model.kind=encoder_decoder, not {m.kind}"
     if m.kind != "decoder" and a.window is not None:

@@ -27,6 +27,7 @@ from qianyi.model.width import scale_deviations
 from qianyi.ops.attention import reference_attention
 from qianyi.ops.context import sequence_positions
 from qianyi.ops.loss import LossSums
+from qianyi.ops.position import distance_bias
 from qianyi.parallel.collectives import gather_sequence
 
 Batch = dict[str, Array]
@@ -76,7 +77,7 @@ def model_hidden(params: Tree, outer: Tree, rows: Batch, config: Config, gather:
     cross = Cross(encode(params, outer, rows, config, gather), cross_look(config, rows)) if m.encoder_layers else None
     x, first = first_layers(params, outer, rows, config, gather)
     flags = Flags(local=local_flags(m))
-    x, balance = layers(params["blocks"], x, rows, config, gather, flags, outer.get("relative", {}).get("own"), cross)
+    x, balance = layers(params["blocks"], x, rows, config, gather, flags, _bias_table(outer), cross)
     return x, first + balance
 
 
@@ -86,7 +87,8 @@ def first_layers(params: Tree, outer: Tree, rows: Batch, config: Config, gather:
     x = embed(outer["embedding"], rows, m)
     if "dense_blocks" not in params:
         return x, jnp.zeros(())
-    return run_layers(params["dense_blocks"], x, m.dense, partial(gather, "dense_blocks"), self_looks(config, rows), Flags())
+    looks = self_looks(config, rows, _bias_table(outer), causal=m.kind != "encoder")
+    return run_layers(params["dense_blocks"], x, m.dense, partial(gather, "dense_blocks"), looks, Flags())
 
 
 def layers(
@@ -114,6 +116,11 @@ def encode(params: Tree, outer: Tree, rows: Batch, config: Config, gather: Gathe
     x = embed(outer["embedding"], source, m)
     x, _ = run_layers(params["encoder_blocks"], x, m, partial(gather, "encoder_blocks"), looks, Flags())
     return gather_sequence(norm(x, outer["encoder_norm"], m) if m.final_norm else x)
+
+
+def _bias_table(outer: Tree) -> Array | None:
+    """Biases by distance of the stack that makes logits."""
+    return outer.get("relative", {}).get("own")
 
 
 def gather_outer(params: Tree, gather: Gather) -> Tree:
@@ -160,16 +167,31 @@ def decoder_extend(
         if name in params:
             old = jax.tree.map(lambda a, part=part: a[part], cache)
             local = jnp.asarray(m.local_layers)[part]
-            x, new = _extend_stack(params[name], x, positions, old, local, variant, partial(gather, name))
+            looks = _Cached(positions, local, _bias_table(outer))
+            x, new = _extend_stack(params[name], x, old, looks, variant, partial(gather, name))
             caches.append(new)
     return head_logits(outer, x, m), jax.tree.map(lambda *a: jnp.concatenate(a), *caches)
 
 
+class _Cached(NamedTuple):
+    """How the layers of a stack look at a cache."""
+
+    positions: Array
+    """[T], of the queries."""
+    local: Array
+    """bool [layers]; which layers see only a window."""
+    bias_table: Array | None
+
+
 def _extend_stack(
-    blocks: Tree, x: Array, positions: Array, cache: Cache, local: Array, m: ModelConfig, gather: partial[Tree]
+    blocks: Tree, x: Array, cache: Cache, looks: _Cached, m: ModelConfig, gather: partial[Tree]
 ) -> tuple[Array, Cache]:
-    distance = positions[:, None] - jnp.arange(cache.keys.shape[2])[None, :]
+    positions, local, table = looks
+    S = cache.keys.shape[2]
+    distance = positions[:, None] - jnp.arange(S)[None, :]
     bias = -slopes(m)[:, None, None] * distance if m.position == "alibi" else None
+    if table is not None:
+        bias = distance_bias(table, S, S, both_ways=False)[:, distance + S - 1]
 
     def layer(x: Array, part: tuple[Tree, Cache, Array]) -> tuple[Array, Cache]:
         w, old, is_local = part
