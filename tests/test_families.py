@@ -6,6 +6,7 @@ import pytest
 from families import DECODERS
 
 from qianyi.config.counts import parameter_count
+from qianyi.config.load import load
 from qianyi.errors import CheckpointError
 from qianyi.export.families import family_in, family_of
 
@@ -113,6 +114,18 @@ def test_each_design_is_written_as_its_own_family() -> None:
     assert tuple(found.values()) == names
     with pytest.raises(CheckpointError, match=r"made of these parts: .* needs norm_at=pre"):
         family_of(DECODERS["glm"])
+
+
+RECIPES = {
+    "gpt3-175b": "GPT-2", "opt-175b": "OPT", "bloom-176b": "BLOOM", "palm-540b": "Cohere", "llama3-405b": "Llama",
+    "mixtral-8x7b": "Mixtral", "qwen3-8b": "Qwen3", "qwen3-235b-a22b": "Qwen3-MoE", "gemma2-27b": "Gemma 2", "gemma3-27b": "Gemma 3",
+    "deepseek-v3": "DeepSeek-V3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_can_be_exported(recipe: str) -> None:
+    assert family_of(load(recipe).config.model).name == RECIPES[recipe]
 
 
 def test_gemma_3_sees_what_it_should() -> None:

@@ -28,8 +28,10 @@ transformers = pytest.importorskip("transformers", reason="parity with Hugging F
 load_file = pytest.importorskip("safetensors.numpy").load_file
 
 GLM = DECODERS["glm"]
+LLAMA3 = RopeScalingConfig(kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=2.0, original_max_seq_len=12)
 MODELS = {
     **{name: m for name, m in DECODERS.items() if name != "glm"},
+    "llama": variant(DECODERS["llama"], rope_theta=100.0, rope_scaling=LLAMA3),
     "gemma3": variant(DECODERS["gemma3"], rope_scaling=RopeScalingConfig(kind="linear", factor=8.0)),
 }
 TOKENS = host_batch()["inputs"][:4]

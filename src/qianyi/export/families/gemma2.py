@@ -68,7 +68,7 @@ def gemma_keys(m: ModelConfig, model_type: str, architecture: str) -> Json:
     return keys | {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": m.d_head if scale is None else max(round(scale**-2), 1),
-        "sliding_window": m.attention.window,
+        "sliding_window": m.attention.window or m.max_seq_len,
         "layer_types": ["sliding_attention" if local else "full_attention" for local in m.local_layers],
         "attn_logit_softcapping": m.attention.logit_cap,
         "final_logit_softcapping": m.logit_cap,

@@ -4,7 +4,7 @@ from typing import Any
 
 from qianyi.config.schema import AttentionConfig, ModelConfig
 from qianyi.errors import CheckpointError
-from qianyi.export.families.family import Family, Json, need
+from qianyi.export.families.family import Family, Json, need, require
 from qianyi.export.families.gemma2 import attention_settings, gemma_keys, gemma_settings, table
 from qianyi.export.families.parts import rope_parameters, rope_settings
 
@@ -12,6 +12,7 @@ _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
 
 def model_config(hf: Json) -> ModelConfig:
+    require(hf, "attn_logit_softcapping", None)  # `transformers` reads it and does not compute it
     every_layer, local_theta = _rope(hf)
     attention = attention_settings(hf, global_every=hf.get("sliding_window_pattern", 6))
     if "window" in attention:
@@ -36,7 +37,8 @@ def _rope(hf: Json) -> tuple[dict[str, Any], float | None]:
 def hf_config(m: ModelConfig) -> Json:
     everywhere, theta = rope_parameters(m), m.attention.local_rope_theta
     local = everywhere if theta is None else {"rope_type": "default", "rope_theta": theta}
-    return gemma_keys(m, "gemma3_text", "Gemma3ForCausalLM") | {"rope_parameters": {_GLOBAL: everywhere, _LOCAL: local}}
+    keys = gemma_keys(m, "gemma3_text", "Gemma3ForCausalLM")
+    return keys | {"attn_logit_softcapping": None, "rope_parameters": {_GLOBAL: everywhere, _LOCAL: local}}
 
 
 FAMILY = Family(
