@@ -31,7 +31,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from qianyi.config.check import check
 from qianyi.config.counts import parameter_count
-from qianyi.config.schema import Config, LayoutConfig, ModelConfig, MoEConfig, ScheduleConfig, TrainConfig
+from qianyi.config.model import MoEConfig
+from qianyi.config.schema import Config, LayoutConfig, ModelConfig, ScheduleConfig, TrainConfig
 from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import batch_spec
 from qianyi.train.state import init_state

@@ -2,7 +2,8 @@
 
 from models import SEQ_LEN, VOCAB
 
-from qianyi.config.schema import AttentionConfig, LatentConfig, ModelConfig, MoEConfig
+from qianyi.config.model import AttentionConfig, LatentConfig, MoEConfig
+from qianyi.config.schema import ModelConfig
 
 SMALL = ModelConfig(vocab_size=VOCAB, n_layers=3, d_model=64, n_heads=8, d_ff=96, max_seq_len=SEQ_LEN, dtype="float32")
 

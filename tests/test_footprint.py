@@ -6,7 +6,8 @@ import jax
 import pytest
 from models import GPT, LLAMA, make_config
 
-from qianyi.config.schema import LayoutConfig, ModelConfig, MoEConfig
+from qianyi.config.model import MoEConfig
+from qianyi.config.schema import LayoutConfig, ModelConfig
 from qianyi.parallel.mesh import make_mesh
 from qianyi.train.footprint import held, sends
 from qianyi.train.state import init_state

@@ -11,7 +11,8 @@ from models import GPT, LLAMA, host_batch, logits_of, make_config, place
 from safetensors.numpy import save_file
 
 from qianyi.cli.generate import run_model
-from qianyi.config.schema import ModelConfig, RopeScalingConfig
+from qianyi.config.model import RopeScalingConfig
+from qianyi.config.schema import ModelConfig
 from qianyi.data.tokenizer import train_tokenizer
 from qianyi.errors import CheckpointError
 from qianyi.export.families import family_of

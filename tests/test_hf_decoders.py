@@ -14,7 +14,8 @@ from families import DECODERS, variant
 from jax.sharding import PartitionSpec as P
 from models import host_batch, make_config, place
 
-from qianyi.config.schema import ModelConfig, RopeScalingConfig
+from qianyi.config.model import RopeScalingConfig
+from qianyi.config.schema import ModelConfig
 from qianyi.export.families import family_in, family_of
 from qianyi.export.hf import from_hf, to_hf, write_hf
 from qianyi.generate.sample import generate_tokens, make_extend

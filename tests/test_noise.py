@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from models import GPT, LLAMA, host_batch, make_config, place
 
-from qianyi.config.schema import LayoutConfig, ModelConfig, MoEConfig
+from qianyi.config.model import MoEConfig
+from qianyi.config.schema import LayoutConfig, ModelConfig
 from qianyi.model.param import Tree
 from qianyi.model.transformer import model_logits
 from qianyi.parallel.mesh import make_mesh

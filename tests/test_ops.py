@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from qianyi.config.schema import LayoutConfig, RopeScalingConfig, ScheduleConfig
+from qianyi.config.model import RopeScalingConfig
+from qianyi.config.schema import LayoutConfig, ScheduleConfig
 from qianyi.data.tokenizer import train_tokenizer
 from qianyi.generate.sample import generate_tokens, make_extend, sample, stream_text
 from qianyi.model.transformer import model_logits

@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from models import GPT, make_config
 
+from qianyi.config.model import MoEConfig
 from qianyi.config.optimizer import OptimizerConfig
-from qianyi.config.schema import Config, LayoutConfig, ModelConfig, MoEConfig
+from qianyi.config.schema import Config, LayoutConfig, ModelConfig
 from qianyi.config.stages import layer_places
 from qianyi.errors import CheckpointError
 from qianyi.model.param import Param, abstract, map_params

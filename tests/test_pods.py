@@ -23,7 +23,8 @@ from jax.experimental.topologies import get_topology_desc
 from jax.sharding import NamedSharding
 from models import GPT, LLAMA, make_config
 
-from qianyi.config.schema import LayoutConfig, ModelConfig, MoEConfig
+from qianyi.config.model import MoEConfig
+from qianyi.config.schema import LayoutConfig, ModelConfig
 from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import batch_spec
 from qianyi.train.state import abstract_state

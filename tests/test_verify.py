@@ -13,7 +13,8 @@ from models import make_config
 from test_cli import qianyi
 
 from qianyi.config.check import check
-from qianyi.config.schema import Config, LayoutConfig, ModelConfig, MoEConfig, ObjectiveConfig
+from qianyi.config.model import MoEConfig
+from qianyi.config.schema import Config, LayoutConfig, ModelConfig, ObjectiveConfig
 from qianyi.model import moe
 from qianyi.ops import context
 from qianyi.parallel import collectives

@@ -15,8 +15,9 @@ from models import GPT, LLAMA, host_batch, make_config, place
 
 from qianyi.cli.coord_check import _parse, write
 from qianyi.config.load import load
+from qianyi.config.model import AttentionConfig, MoEConfig
 from qianyi.config.optimizer import OptimizerConfig
-from qianyi.config.schema import AttentionConfig, LayoutConfig, ModelConfig, MoEConfig
+from qianyi.config.schema import LayoutConfig, ModelConfig
 from qianyi.errors import CheckpointError, ConfigError
 from qianyi.export.families import family_of
 from qianyi.model.param import Tree

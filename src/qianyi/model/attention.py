@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from qianyi.config.schema import LatentConfig, ModelConfig
+from qianyi.config.model import LatentConfig
+from qianyi.config.schema import ModelConfig
 from qianyi.model.linear import add_bias, deepnorm_gain, init_std, matmul, residual_std
 from qianyi.model.param import Param, Tree
 from qianyi.model.width import query_multiplier

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from qianyi.config.schema import ModelConfig, MoEConfig
+from qianyi.config.model import MoEConfig
+from qianyi.config.schema import ModelConfig
 from qianyi.model.linear import activate, init_std, residual_std
 from qianyi.model.param import Param, Tree
 from qianyi.parallel.collectives import all_gather, all_to_all, index_on, reduce_scatter, sum_over

@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from qianyi.config.schema import RopeScalingConfig
+from qianyi.config.model import RopeScalingConfig
 
 
 def frequencies(width: int, theta: float, scaling: RopeScalingConfig) -> NDArray[np.float32]:

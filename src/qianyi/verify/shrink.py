@@ -2,8 +2,9 @@
 
 import math
 
+from qianyi.config.model import AttentionConfig, MoEConfig
 from qianyi.config.optimizer import OptimizerConfig
-from qianyi.config.schema import AttentionConfig, Config, LayoutConfig, ModelConfig, MoEConfig
+from qianyi.config.schema import Config, LayoutConfig, ModelConfig
 
 HEAD_DIM = 8
 MAX_BATCH_ROWS = 4

@@ -1,7 +1,8 @@
 """DeepSeek-V3 (DeepSeek-AI 2024): `DeepseekV3ForCausalLM`. The first layers are dense, those after them have experts; keys, values and
 queries come from latent vectors, and the columns that carry positions are in interleaved pairs."""
 
-from qianyi.config.schema import AttentionConfig, LatentConfig, ModelConfig, MoEConfig
+from qianyi.config.model import AttentionConfig, LatentConfig, MoEConfig
+from qianyi.config.schema import ModelConfig
 from qianyi.export.families.family import Family, Json, need, require
 from qianyi.export.families.parts import (
     LAYER,

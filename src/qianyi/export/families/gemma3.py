@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from qianyi.config.schema import AttentionConfig, ModelConfig
+from qianyi.config.model import AttentionConfig
+from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
 from qianyi.export.families.family import Family, Json, need, require
 from qianyi.export.families.gemma2 import attention_settings, gemma_keys, gemma_settings, table

@@ -1,6 +1,7 @@
 """Mistral (Jiang et al. 2023): `MistralForCausalLM`, a Llama of which every layer sees a window."""
 
-from qianyi.config.schema import AttentionConfig, ModelConfig
+from qianyi.config.model import AttentionConfig
+from qianyi.config.schema import ModelConfig
 from qianyi.export.families import llama
 from qianyi.export.families.family import Family, Json, require
 from qianyi.export.families.parts import llama_keys, llama_settings, rope_settings

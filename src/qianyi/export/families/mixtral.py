@@ -1,6 +1,7 @@
 """Mixtral (Jiang et al. 2024): `MixtralForCausalLM`, a Mistral with experts."""
 
-from qianyi.config.schema import AttentionConfig, ModelConfig, MoEConfig
+from qianyi.config.model import AttentionConfig, MoEConfig
+from qianyi.config.schema import ModelConfig
 from qianyi.export.families.family import Family, Json, need, require
 from qianyi.export.families.parts import (
     PRE_NORMS,

@@ -5,7 +5,8 @@ Linear layers are stored output first.
 
 from typing import Any
 
-from qianyi.config.schema import ModelConfig, RopeScalingConfig
+from qianyi.config.model import RopeScalingConfig
+from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
 from qianyi.export.families.family import Json, need
 from qianyi.export.names import SAME, Change, Entry, Table

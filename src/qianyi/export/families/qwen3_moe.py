@@ -1,6 +1,7 @@
 """Qwen3 with experts (Yang et al. 2025): `Qwen3MoeForCausalLM`."""
 
-from qianyi.config.schema import AttentionConfig, ModelConfig, MoEConfig
+from qianyi.config.model import AttentionConfig, MoEConfig
+from qianyi.config.schema import ModelConfig
 from qianyi.errors import CheckpointError
 from qianyi.export.families.family import Family, Json, need, require
 from qianyi.export.families.parts import (

@@ -4,7 +4,8 @@ distance, which all layers share, are the first layer's."""
 from typing import Any, Literal
 
 from qianyi.config.counts import DISTANCE_BUCKETS
-from qianyi.config.schema import AttentionConfig, ModelConfig
+from qianyi.config.model import AttentionConfig
+from qianyi.config.schema import ModelConfig
 from qianyi.export.families.family import Family, Json, need, require
 from qianyi.export.names import Entry, Table
 from qianyi.ops.position import FARTHEST
