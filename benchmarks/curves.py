@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT, LEFT, TOP, GAP, FLOOR = 920, 420, 64, 104, 28, 330
+WIDTH, HEIGHT, LEFT, TOP, GAP, FLOOR = 920, 430, 64, 104, 28, 330
 COLORS = ("#57606a", "#d9822b", "#3f8f5f", "#2f6db3")
 FONT = "font-family=\"-apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\""
 
@@ -54,7 +54,7 @@ def picture(title: str, about: str, base: int, panels: list[Panel]) -> str:
     for i, curve in enumerate(panels[0].curves):
         parts.append(_text(LEFT + 80 * i, 392, curve.name, weight="bold", color=COLORS[i]))
     foot = "Dashed: half the steps for twice the batch. Crosses: target not reached. Both axes are logarithmic."
-    parts += [_text(WIDTH - GAP, 392, foot, size=11, color="#57606a", anchor="end"), "</svg>"]
+    parts += [_text(LEFT, 412, foot, size=11, color="#57606a"), "</svg>"]
     return "\n".join(parts) + "\n"
 
 

@@ -64,7 +64,7 @@ class Effort:
     """Learning rates of the search, around the middle one."""
 
 
-FULL = Effort((32, 128, 512, 2048, 4096), 64, 2, 2.2, 2**21, 80, 4)
+FULL = Effort((32, 128, 512, 1024, 4096), 64, 1, 2.5, 2**20, 64, 4)
 QUICK = Effort((32, 128, 512), 32, 1, 3.2, 2**18, 8, 1)
 RATES = {
     "sgd": (1.0, 0.3, 3.0, 0.1),
@@ -191,7 +191,7 @@ class Bench:
                     return
 
     def _held_out_loss(self, state: TrainState) -> float:
-        total, n_tokens = self._score(state.params, _windows(self._held_out, MICROBATCH, 0))
+        total, _, n_tokens = self._score(state.params, _windows(self._held_out, MICROBATCH, 0))
         return float(total) / int(n_tokens)
 
 
