@@ -12,7 +12,7 @@ from models import SEQ_LEN, make_config, place
 from test_decoders import assert_same_tree
 
 from qianyi.config.check import check
-from qianyi.config.schema import LayoutConfig, ModelConfig
+from qianyi.config.schema import LayoutConfig, ModelConfig, ObjectiveConfig
 from qianyi.config.stages import layer_places
 from qianyi.errors import ConfigError
 from qianyi.generate.sample import make_extend
@@ -37,10 +37,16 @@ CASES = [
 ]
 
 
+def objective(m: ModelConfig) -> ObjectiveConfig:
+    if m.kind == "encoder":
+        return ObjectiveConfig(kind="mlm", sentence="next")
+    return ObjectiveConfig(kind="span_corruption", target_len=SEQ_LEN)
+
+
 @cache
 def gradients(name: str, layout: LayoutConfig, accumulation: int) -> LossAndGradients:
     """On the host, layers in the model's order."""
-    config = make_config(OTHERS[name], layout, accumulation=accumulation)
+    config = make_config(OTHERS[name], layout, accumulation=accumulation, objective=objective(OTHERS[name]))
     check(config)
     batch = {key: rows[:, :SOURCE] if key.startswith("source") else rows for key, rows in host_batch(config, 0).items()}
     mesh = make_mesh(layout, jax.devices()[: layout.n_devices])
