@@ -164,6 +164,18 @@ def test_our_directory_is_one_of_theirs(name: str, tmp_path: Path, tokenizer_fil
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
 
 
+def test_targets_begin_as_in_training(tmp_path: Path) -> None:
+    """Their decoder starts with what ours was trained to start with, wherever the tokenizer has it."""
+    tokenizer = train_tokenizer(["some text"] * 20, VOCAB, ["[MASK]", "<pad>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    m = MODELS["t5"]
+    params = map_params(lambda p: np.zeros(p.shape, np.float32), model_params(m))
+    write_hf(tmp_path / "out", params, m, tmp_path / "tokenizer.json", {})
+    padding = tokenizer.token_to_id("<pad>")
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert padding == 2 and (theirs.pad_token_id, theirs.decoder_start_token_id) == (padding, padding)
+
+
 @model_test()
 def test_round_trip_is_exact(name: str) -> None:
     m = MODELS[name]

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qianyi.config.schema import ModelConfig
+from qianyi.data.special import special_tokens
 from qianyi.data.stage import MANIFEST, Json, run_stage, write_json
 from qianyi.data.tokenizer import end_token, load_tokenizer
 from qianyi.errors import CheckpointError
@@ -92,7 +93,7 @@ def write_hf(
         hf = {**family.hf_config(m), "dtype": "float32"}
         if tokenizer is not None:
             end = _write_tokenizer(tokenizer, out)
-            hf |= {"bos_token_id": end, "eos_token_id": end}
+            hf |= {"bos_token_id": end, "eos_token_id": end, **_start_of_targets(m, tokenizer)}
         write_json(out / "config.json", hf)
         return {"weights": _write_weights(out, export_params(params, model_params(m), family.table(m)), shard_bytes)}
 
@@ -142,6 +143,14 @@ def _end_tokens(directory: Path, hf: Json) -> frozenset[int]:
     path = directory / "generation_config.json"
     found = (_read_json(path) if path.exists() else {}).get("eos_token_id", hf.get("eos_token_id"))
     return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+
+
+def _start_of_targets(m: ModelConfig, tokenizer: Path) -> Json:
+    """In training a decoder starts a target with the padding token."""
+    padding = special_tokens(load_tokenizer(tokenizer)).roles.get("padding")
+    if m.kind != "encoder_decoder" or padding is None:
+        return {}
+    return {"pad_token_id": padding, "decoder_start_token_id": padding}
 
 
 def _write_tokenizer(path: Path, out: Path) -> int:

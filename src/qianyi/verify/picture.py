@@ -4,16 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qianyi.monitor.charts import Tick
 from qianyi.verify.coordinates import FLAT, PLACES, Coordinates
 
 LEFT, TOP, WIDTH, HEIGHT, GAP_X, GAP_Y = 70, 96, 250, 180, 46, 74
 """Of the panels, in pixels."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    at: float
-    label: str
 
 
 @dataclass(frozen=True)
