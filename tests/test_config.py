@@ -41,11 +41,13 @@ def test_every_key_is_documented() -> None:
 def test_origins_and_overrides(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("extends: gpt2-124m\ntrain:\n  steps: 7\n  batch_size: 32\n")
     (tmp_path / "mine.yaml").write_text("extends: base.yaml\noptimizer: {learning_rate: 1e-4}\ntrain:\n  batch_size: 64\n")
-    resolved = load(str(tmp_path / "mine.yaml"), ["train.seq_len=128", "model.remat=[attn_out]", "optimizer.clip_norm=null"])
+    resolved = load(
+        str(tmp_path / "mine.yaml"), ["train.seq_len=128", "model.remat={attn_out: keep}", "optimizer.clip_norm=null"]
+    )
     config, origins = resolved.config, resolved.origins
     assert (config.train.steps, config.train.batch_size, config.train.seq_len) == (7, 64, 128)
     assert config.optimizer.learning_rate == 1e-4 and config.optimizer.clip_norm is None
-    assert config.model.remat == ("attn_out",)
+    assert config.model.remat == {"attn_out": "keep"}
     assert origins["train.steps"] == "base.yaml:3"
     assert origins["train.batch_size"] == "mine.yaml:4"
     assert origins["train.seq_len"] == "command line"
@@ -124,8 +126,10 @@ def test_dump_brings_any_text_back(tmp_path: Path, text: str) -> None:
         ("model: {norm: rmsnrm}\n", [],
          "mine.yaml:1: model.norm: expected 'layernorm' or 'rmsnorm', found `rmsnrm`; did you mean `rmsnorm`?"),
         ("model: {remat: ful}\n", [],
-         "mine.yaml:1: model.remat: expected 'matmuls' or 'full' or a list, found `ful`; did you mean `full`?"),
-        ("model: {remat: [1]}\n", [], "mine.yaml:1: model.remat.0: expected text, found `1`; quote it to make it text"),
+         "mine.yaml:1: model.remat: expected 'matmuls', 'full' or 'none' or a table, found `ful`; did you mean `full`?"),
+        ("model:\n  remat: {query: keeps}\n", [],
+         "mine.yaml:2: model.remat.query: expected 'keep', 'recompute' or 'offload', found `keeps`; did you mean `keep`?"),
+        ("", ["model.remat.query.x=keep"], "command line: unknown key `model.remat.query.x`; did you mean `model.remat`?"),
         # Rules of one part: the place is that of the keys which the message names
         ("model:\n  norm: rmsnorm\n  n_heads: 5\n", [],
          "mine.yaml:3: model: d_model 768 is not a multiple of n_heads 5; set head_dim"),
@@ -191,7 +195,7 @@ def test_a_mistake_in_a_base_names_the_chain(tmp_path: Path) -> None:
 def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     message = mistake(tmp_path, "model:\n  n_head: 4\n", "train.steps=x", "layout.zero=4", "nothing", "a=[", "model.remat=3")
     assert len(message.splitlines()) == 6
-    message = mistake(tmp_path, "", "layout.model=5", "schedule.warmup_steps=1000", "model.remat=[x]")
+    message = mistake(tmp_path, "", "layout.model=5", "schedule.warmup_steps=1000", "model.remat={x: keep}")
     assert len(message.splitlines()) == 7  # 5 divides neither heads, key/value heads, d_ff, vocabulary nor sequence
 
 
@@ -273,7 +277,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
         (["optimizer.kind=sgd", "optimizer.b1=0.8"], "optimizer.b1=0.8 changes nothing with optimizer.kind=sgd; leave it out"),
         (["optimizer.kind=sgd", "optimizer.momentum=0.0", "optimizer.nesterov=true"], "optimizer.nesterov=True changes nothing with "),
         (["optimizer.weight_decay=0.0", "optimizer.decay_power=2"], "optimizer.decay_power=2 changes nothing with optimizer.weight_"),
-        (["model.remat=[nothing]"], "model.remat names `nothing`; the activations are attn_norm, query"),
+        (["model.remat.nothing=offload"], "model.remat names `nothing`; the activations are attn_norm, query"),
         (["run.virtual_devices=8", "run.platform=gpu"], "run.virtual_devices simulates devices on a CPU; run.platform is gpu"),
         (["data.sources=[{name: a, path: x}, {name: a, path: y}]"], "data.sources has two sources named `a`"),
         (["data.sources=[{name: a, path: x, weight: 1}, {name: b, path: y}]"], "data.sources: b has no weight"),
@@ -304,12 +308,26 @@ def test_parts_that_do_not_fit_together(tmp_path: Path, overrides: list[str], me
         ],
         ["schedule.scale_rule=linear", "schedule.base_batch_size=8", "optimizer.kind=lars", "optimizer.nesterov=true"],
         ["data.sources=[{name: a, path: x, weight: 1}, {name: b, path: y, weight: 2}]"],
-        [f"model.remat=[{', '.join(ACTIVATIONS)}]"],
+        [f"model.remat={{{', '.join(f'{name}: keep' for name in ACTIVATIONS)}}}"],
     ],
 )
 def test_parts_that_fit_together(tmp_path: Path, overrides: list[str]) -> None:
     (tmp_path / "mine.yaml").write_text("")
     check(load(str(tmp_path / "mine.yaml"), overrides).config)
+
+
+def test_a_word_and_a_mapping_replace_each_other(tmp_path: Path) -> None:
+    """Mappings merge key by key, as everywhere."""
+    (tmp_path / "base.yaml").write_text("model:\n  remat: {query: keep}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nmodel:\n  remat: {attn_out: offload}\n")
+    mine = str(tmp_path / "mine.yaml")
+    resolved = load(mine, ["model.remat.query=recompute"])
+    assert resolved.config.model.remat == {"query": "recompute", "attn_out": "offload"}
+    assert resolved.origins["model.remat"] == "command line, mine.yaml:3"
+    assert load(mine, ["model.remat=none"]).config.model.remat == "none"
+    assert load("gpt3-6.7b", ["model.remat.attn_out=keep"]).config.model.remat == {"attn_out": "keep"}
+    (tmp_path / "again.yaml").write_text(dump(resolved))
+    assert load(str(tmp_path / "again.yaml")).config == resolved.config
 
 
 def test_too_few_devices() -> None:

@@ -102,10 +102,12 @@ def test_validation_equals_one_device(layout: LayoutConfig, accumulation: int) -
 
 
 @pytest.mark.parametrize("layout", [LAYOUTS["fsdp 8"], LAYOUTS["fsdp 2 x tensor 4"]], ids=["fsdp", "tensor"])
-@pytest.mark.parametrize("remat", ["full", ("attn_out", "mlp_hidden")], ids=["full", "named"])
+@pytest.mark.parametrize(
+    "remat", ["full", "none", {"attn_out": "keep", "mlp_hidden": "keep", "query": "offload"}], ids=["full", "none", "named"]
+)
 def test_recomputation_changes_nothing(remat: Any, layout: LayoutConfig) -> None:
     reference = gradients(LLAMA, LayoutConfig(), 1)
-    ours = gradients(LLAMA.model_copy(update={"remat": remat}), layout, 1)
+    ours = gradients.__wrapped__(LLAMA.model_copy(update={"remat": remat}), layout, 1)  # a table has no hash
     assert_same_tree(ours.gradients, reference.gradients, scale=float(reference.grad_norm))
 
 

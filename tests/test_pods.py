@@ -92,16 +92,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("target", PACKAGES)
 def test_step_compiles_for_a_pod(target: str, name: str) -> None:
-    paths = [str(COMPILERS), *sys.path]
-    missing = [package for package in PACKAGES[target] if not any(Path(path, package).is_dir() for path in paths)]
-    if missing:
-        pytest.skip(f"no compiler for {target}: {', '.join(missing)} not found in {COMPILERS.name} or this environment")
-    env = os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-W", "error", __file__, target, name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
-    assert "Involuntary full rematerialization" not in done.stderr, done.stderr
-    report, permutes = json.loads(done.stdout), CASES[name].permutes
+    report, permutes = compile_apart(__file__, target, name), CASES[name].permutes
     assert report["devices"] == CASES[name].layout.n_devices
     assert report["temporary"] > 0
     # The state is updated in place: all that is not is a batch and a few scalars.
@@ -115,13 +106,29 @@ def test_step_compiles_for_a_pod(target: str, name: str) -> None:
     assert report["permutes_in_branches"] == 0
 
 
+def compile_apart(program: str, target: str, name: str) -> dict[str, Any]:
+    """What a program prints that compiles a case of it for a target; skips the test where there is no compiler."""
+    paths = [str(COMPILERS), *sys.path]
+    missing = [package for package in PACKAGES[target] if not any(Path(path, package).is_dir() for path in paths)]
+    if missing:
+        pytest.skip(f"no compiler for {target}: {', '.join(missing)} not found in {COMPILERS.name} or this environment")
+    env = os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-W", "error", program, target, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "Involuntary full rematerialization" not in done.stderr, done.stderr
+    return json.loads(done.stdout)
+
+
+def absent_devices(target: str, n: int) -> Any:
+    if target == "tpu":
+        return get_topology_desc(TOPOLOGIES[target, n], target).devices
+    return get_topology_desc("h100", target, target_config=H100_SXM, topology=TOPOLOGIES[target, n]).devices
+
+
 def compile_step(target: str, case: Case) -> dict[str, Any]:
     """Compiles the step for absent devices; bytes are those of one device."""
-    n = case.layout.n_devices
-    if target == "tpu":
-        devices = get_topology_desc(TOPOLOGIES[target, n], target).devices
-    else:
-        devices = get_topology_desc("h100", target, target_config=H100_SXM, topology=TOPOLOGIES[target, n]).devices
+    devices = absent_devices(target, case.layout.n_devices)
     rows = 2 * case.layout.batch_shards * case.accumulation
     config = make_config(case.model, case.layout, accumulation=case.accumulation, batch_size=rows, seq_len=SEQ_LEN)
     mesh = make_mesh(case.layout, devices)

@@ -19,7 +19,7 @@ from qianyi.model import moe
 from qianyi.ops import context
 from qianyi.parallel import collectives
 from qianyi.parallel.mesh import BATCH_AXES
-from qianyi.train import stages, step
+from qianyi.train import stages, step, weights
 from qianyi.verify.certificate import certify
 from qianyi.verify.shrink import shrink
 
@@ -93,7 +93,7 @@ def test_missing_all_reduce_on_biases_and_norms(monkeypatch: pytest.MonkeyPatch)
         first = sum(lax.axis_index(axis) for axis in ("data", "model")) == 0
         return collectives.sum_over(jnp.where(first, own, 0), collectives.AXES)
 
-    monkeypatch.setattr(step, "reduce_gradient", wrong_reduction(of_device_0))
+    monkeypatch.setattr(weights, "reduce_gradient", wrong_reduction(of_device_0))
     assert "gradients" in caught(recipe(DENSE), LayoutConfig(data=2, model=2, gather="step"))
 
 
@@ -101,7 +101,7 @@ def test_doubled_gradient_of_a_replicated_leaf(monkeypatch: pytest.MonkeyPatch) 
     def double(_: jax.Array, right: jax.Array) -> jax.Array:
         return right * lax.axis_size("model")
 
-    monkeypatch.setattr(step, "reduce_gradient", wrong_reduction(double))
+    monkeypatch.setattr(weights, "reduce_gradient", wrong_reduction(double))
     assert "gradients" in caught(recipe(DENSE), LayoutConfig(model=2, gather="step"))
 
 
@@ -159,7 +159,7 @@ def test_tied_embedding_updated_by_one_stage(monkeypatch: pytest.MonkeyPatch) ->
         shared = "stage" not in collectives.axes_of(spec) and lax.axis_size("stage") > 1
         return collectives.reduce_gradient(jnp.where(last, gradient, 0) if shared else gradient, spec, own)
 
-    monkeypatch.setattr(step, "reduce_gradient", of_last_stage)
+    monkeypatch.setattr(weights, "reduce_gradient", of_last_stage)
     assert "gradients" in caught(recipe(DENSE), LayoutConfig(stage=2))
 
 

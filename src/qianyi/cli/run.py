@@ -20,6 +20,7 @@ from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import batch_spec
 from qianyi.parallel.runtime import initialize
 from qianyi.train.checkpoint import Checkpoints, Record, make_record
+from qianyi.train.offload import require_host_memory
 from qianyi.train.state import abstract_state
 
 
@@ -87,4 +88,5 @@ def begin(recipe: str, overrides: list[str]) -> Session:
     check(resolved.config)
     initialize(resolved.config.run)
     check(resolved.config, jax.device_count())
+    require_host_memory(resolved.config, jax.devices())
     return Session(resolved)

@@ -109,6 +109,8 @@ def _stages(config: Config) -> Iterator[str]:
         yield "layout.chunks > 1 is interleaved 1F1B; use layout.schedule=1f1b"
     if layout.zero == 2:
         yield "layout.zero=2 in a pipeline would reduce gradients for every microbatch; use layout.zero=1 (once per step) or 3"
+    if config.model.matmul == "fp8_delayed":
+        yield "model.matmul=fp8_delayed keeps magnitudes that a pipeline does not collect from its stages; use model.matmul=fp8"
     if layout.exchange == "ring" and layout.context > 1:
         yield "layout.exchange=ring does not go with layout.stage > 1: stages take turns, a ring needs all; use layout.exchange=gather"
 

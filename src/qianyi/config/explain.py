@@ -19,6 +19,7 @@ _EXPECTED = {
     "bool_type": "true or false",
     "string_type": "text",
     "tuple_type": "a list",
+    "dict_type": "a table",
     "model_type": "a group of keys",
 }
 """Pydantic's error types, in the words of a recipe."""

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -42,7 +42,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Resolved:
     flat = _read(_find(recipe), ())
     for override in overrides:
         try:
-            flat |= parse_override(override)
+            flat = _merge(flat, parse_override(override))
         except ConfigError as error:
             problems.append(str(error))
     unknown = _unknown_keys(flat)
@@ -54,8 +54,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Resolved:
         raise ConfigError("\n".join([*problems, *explain(error.errors(), flat)])) from None
     if problems:
         raise ConfigError("\n".join(problems))
-    origins = {key: flat[key].origin if key in flat else DEFAULT for key in leaf_keys(Config)}
-    return Resolved(config, origins)
+    return Resolved(config, {key: _origin(key, flat) for key in leaf_keys(Config)})
 
 
 def dump(resolved: Resolved) -> str:
@@ -86,6 +85,18 @@ def leaf_keys(part: type[BaseModel], prefix: str = "") -> list[str]:
             keys += leaf_keys(kind, f"{prefix}{name}.")
         else:
             keys.append(prefix + name)
+    return keys
+
+
+def mapping_keys(part: type[BaseModel]) -> list[str]:
+    """Those whose value may be a mapping."""
+    keys: list[str] = []
+    for key in leaf_keys(part):
+        kind: Any = part
+        for name in key.split("."):
+            kind = kind.model_fields[name].annotation
+        if any(get_origin(alternative) is dict for alternative in get_args(kind)):
+            keys.append(key)
     return keys
 
 
@@ -120,7 +131,24 @@ def _read(path: Path, above: tuple[Path, ...]) -> Flat:
         # The chain of files leads from the command line to the mistake.
         raise ConfigError(f"{base.origin}: extends: {error}") from None
     inherited.pop("description", None)
-    return inherited | flat
+    return _merge(inherited, flat)
+
+
+def _merge(base: Flat, more: Flat) -> Flat:
+    """`more` over `base`. Where a value may be a word or a mapping, one replaces the other."""
+    replaced: set[str] = set()
+    for key in mapping_keys(Config):
+        if key in more:
+            replaced |= {k for k in base if k.startswith(f"{key}.")}
+        elif any(k.startswith(f"{key}.") for k in more):
+            replaced.add(key)
+    return {k: v for k, v in base.items() if k not in replaced} | more
+
+
+def _origin(key: str, flat: Flat) -> str:
+    """Where a value was set, or the entries of a mapping."""
+    entries = [v.origin for k, v in flat.items() if k == key or k.startswith(f"{key}.")]
+    return ", ".join(dict.fromkeys(entries)) or DEFAULT
 
 
 def _unknown_keys(flat: Flat) -> dict[str, str]:
@@ -132,7 +160,7 @@ def _unknown_keys(flat: Flat) -> dict[str, str]:
         if key in groups and not _says_nothing(entry):
             example = next(k for k in known if k.startswith(f"{key}."))
             wrong[key] = f"{entry.origin}: `{key}` is a group of keys, such as `{example}`; found {shown(entry.value)}"
-        elif key not in known and key not in groups:
+        elif key not in known and key not in groups and key.rpartition(".")[0] not in mapping_keys(Config):
             wrong[key] = f"{entry.origin}: unknown key `{key}`{nearest(key, known)}"
     return wrong
 

@@ -173,10 +173,18 @@ class ModelConfig(Part):
     mup_base_head_dim: Positive | None = None
     """The head width there; null: as here."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of matmul inputs and activations; parameters, optimizer state and reductions are float32."""
-    remat: Literal["matmuls", "full"] | tuple[str, ...] = "matmuls"
+    """Type of matmul inputs and activations; optimizer state and reductions are float32."""
+    matmul: Literal["native", "fp8", "fp8_delayed", "int8"] = "native"
+    """Products of linear layers and experts: in the type `dtype`, or in 8 bits: `fp8` and `int8` measure their operands, `fp8_delayed`
+    takes scales from past steps (see `qianyi.ops.matmul`). Attention and the output projection stay in `dtype`, routers in float32."""
+    remat: Literal["matmuls", "full", "none"] | dict[str, Literal["keep", "recompute", "offload"]] = "matmuls"
     """Activations kept for the backward pass: `matmuls` keeps what matmuls and attention made and recomputes the cheap rest, `full`
-    recomputes whole blocks, a list keeps just the named ones (see `qianyi.config.check.ACTIVATIONS`)."""
+    recomputes whole blocks, `none` keeps all that have a name. Or a table of names (`qianyi.config.check.ACTIVATIONS`): keep, recompute
+    (as what is not named), or offload: keep in the host's memory."""
+
+    @property
+    def offloaded_activations(self) -> tuple[str, ...]:
+        return () if isinstance(self.remat, str) else tuple(name for name, what in self.remat.items() if what == "offload")
 
     @property
     def mixture(self) -> MoEConfig | None:

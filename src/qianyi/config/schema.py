@@ -159,6 +159,11 @@ class TrainConfig(Part):
     where they are otherwise reduced once per step (see layout.gather)."""
     document_mask: bool = False
     """Attention stays within a document where several are packed into a sequence."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which matrices are stored; everything else of the state is float32. bfloat16: no float32 copy is kept, an update is rounded
+    stochastically, so that what is too small for a step of bfloat16 is not lost (Gupta et al. 2015)."""
+    offload: Literal["none", "optimizer"] = "none"
+    """What lies in the host's memory: the optimizer's state, which comes to the device for the update, one parameter's after the other."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the squared log-partition, which keeps logits small (PaLM, section 5)."""
     loss_chunk_tokens: Positive = 512

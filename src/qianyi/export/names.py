@@ -124,7 +124,7 @@ def import_params(state: Mapping[str, Tensor], declared: Tree, table: Table, ign
     Raises:
         CheckpointError: a tensor is missing, has another shape than the model, or has no place in it.
     """
-    params = map_params(lambda p: np.empty(p.shape, np.float32), declared)
+    params = map_params(lambda p: np.zeros(p.shape, np.float32), declared)
     used = {row.theirs for row in table if isinstance(row, Constant)}
     for row in table:
         match row:
@@ -208,7 +208,10 @@ def _require_all_ours(declared: Tree, table: Table) -> None:
 def _paths(tree: Tree, prefix: str = "") -> set[str]:
     paths: set[str] = set()
     for name, node in tree.items():
-        paths |= {prefix + name} if isinstance(node, Param) else _paths(node, f"{prefix}{name}/")
+        if not isinstance(node, Param):
+            paths |= _paths(node, f"{prefix}{name}/")
+        elif node.kind != "amax":  # a history of training is not of the model
+            paths.add(prefix + name)
     return paths
 
 

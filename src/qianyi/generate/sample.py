@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from qianyi.config.schema import ModelConfig
 from qianyi.errors import ConfigError, DataError
-from qianyi.model.param import Tree, compute_dtypes
+from qianyi.model.param import Tree, matrix_dtypes
 from qianyi.model.transformer import Cache, decoder_extend, empty_cache, model_params
 
 Extend = Callable[[Tree, Array, Array, Cache], tuple[Array, Cache]]
@@ -33,7 +33,7 @@ def require_decoder(m: ModelConfig) -> None:
 
 def make_extend(m: ModelConfig) -> Extend:
     """Jitted (params, tokens [1, T], start, cache) -> (logits [1, T, V], cache) of a decoder, on a mesh of one device."""
-    dtypes = compute_dtypes(model_params(m), m.dtype)
+    dtypes = matrix_dtypes(model_params(m), m.dtype)
 
     def cast(name: str, part: Tree) -> Tree:
         return jax.tree.map(lambda w, dtype: w.astype(dtype), part, dtypes[name])

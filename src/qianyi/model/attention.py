@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qianyi.config.model import LatentConfig
 from qianyi.config.schema import ModelConfig
 from qianyi.model.linear import add_bias, deepnorm_gain, init_std, matmul, residual_std
-from qianyi.model.param import Param, Tree
+from qianyi.model.param import Param, Tree, with_amax
 from qianyi.model.width import query_multiplier
 from qianyi.ops.norm import rms_norm
 
@@ -32,8 +32,10 @@ class Look(NamedTuple):
 
 
 def attention_params(m: ModelConfig) -> Tree:
-    if m.latent is not None:
-        return _latent_params(m, m.latent)
+    return with_amax(_plain_params(m) if m.latent is None else _latent_params(m, m.latent), m.matmul)
+
+
+def _plain_params(m: ModelConfig) -> Tree:
     D, H, G, K = m.d_model, m.n_heads, m.kv_heads, m.d_head
     kv_heads = "kv_heads" if G > 1 else "one_head"
     params: Tree = {
@@ -93,13 +95,14 @@ def attention(h: Array, memory: Array, w: Tree, m: ModelConfig, look: Look) -> t
     q, k, v = _latent(h, w, m, look.turn) if m.latent is not None else _plain(h, memory, w, m, look.turn)
     q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
     out, state = look.attend(q, k, v)
-    return matmul(out, w["out"]), state
+    return matmul(out, w, "out", m, "input"), state
 
 
 def _plain(h: Array, memory: Array, w: Tree, m: ModelConfig, turn: Turn) -> tuple[Array, Array, Array]:
-    q = add_bias(matmul(h, w["query"]), w, "query_bias")
-    k = add_bias(matmul(memory, w["key"]), w, "key_bias")
-    v = add_bias(matmul(memory, w["value"]), w, "value_bias")
+    heads = "output" if m.kv_heads > 1 else None
+    q = add_bias(matmul(h, w, "query", m, "output"), w, "query_bias")
+    k = add_bias(matmul(memory, w, "key", m, heads), w, "key_bias")
+    v = add_bias(matmul(memory, w, "value", m, heads), w, "value_bias")
     if m.attention.qk_norm:
         q, k = rms_norm(q, w["query_norm"], m.norm_eps), rms_norm(k, w["key_norm"], m.norm_eps)
     return turn(q) * query_scale(m), turn(k), v
@@ -108,10 +111,12 @@ def _plain(h: Array, memory: Array, w: Tree, m: ModelConfig, turn: Turn) -> tupl
 def _latent(h: Array, w: Tree, m: ModelConfig, turn: Turn) -> tuple[Array, Array, Array]:
     """Keys and values of all heads from one latent vector; positions in a part of their own, which all heads share for keys."""
     K = m.d_head
-    c = rms_norm(matmul(h, w["latent"]), w["latent_norm"], m.norm_eps)
-    c_q = rms_norm(matmul(h, w["query_latent"]), w["query_latent_norm"], m.norm_eps) if "query_latent" in w else h
-    q, k, v = matmul(c_q, w["query"]), matmul(c, w["key"]), matmul(c, w["value"])
-    shared = turn(matmul(h, w["key_position"])[:, :, None])
+    c = rms_norm(matmul(h, w, "latent", m, None), w["latent_norm"], m.norm_eps)
+    c_q = h
+    if "query_latent" in w:
+        c_q = rms_norm(matmul(h, w, "query_latent", m, None), w["query_latent_norm"], m.norm_eps)
+    q, k, v = (matmul(of, w, name, m, "output") for of, name in ((c_q, "query"), (c, "key"), (c, "value")))
+    shared = turn(matmul(h, w, "key_position", m, None)[:, :, None])
     shared = jnp.broadcast_to(shared, (*k.shape[:3], shared.shape[-1]))
     q = jnp.concatenate([q[..., :K], turn(q[..., K:])], axis=-1)
     return q * query_scale(m), jnp.concatenate([k, shared], axis=-1), v

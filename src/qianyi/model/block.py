@@ -17,7 +17,7 @@ from qianyi.config.schema import ModelConfig
 from qianyi.model.attention import Look, attention, attention_params
 from qianyi.model.linear import activate, add_bias, deepnorm_gain, deepnorm_scale, init_std, matmul, residual_std, to_residual
 from qianyi.model.moe import experts, moe_params
-from qianyi.model.param import Param, Tree
+from qianyi.model.param import Param, Tree, with_amax
 from qianyi.ops.norm import layer_norm, rms_norm
 from qianyi.parallel.collectives import gather_sequence
 
@@ -48,7 +48,7 @@ def mlp_params(m: ModelConfig, F: int) -> Tree:
         params["down_bias"] = Param((D,), ("residual",), kind="vector")
         if m.gated:
             params["gate_bias"] = Param((F,), ("ffn",), kind="vector")
-    return params
+    return with_amax(params, m.matmul)
 
 
 def block_params(m: ModelConfig, *, cross: bool = False) -> Tree:
@@ -132,6 +132,6 @@ def feed_forward(h: Array, w: Tree, m: ModelConfig) -> tuple[Array, Array]:
 
 def mlp(h: Array, w: Tree, m: ModelConfig) -> Array:
     """[B, T, D] -> partial sums [B, T, D] over the local hidden units."""
-    up = checkpoint_name(add_bias(matmul(h, w["up"]), w, "up_bias"), "mlp_up")
-    gate = checkpoint_name(add_bias(matmul(h, w["gate"]), w, "gate_bias"), "mlp_gate") if m.gated else None
-    return matmul(checkpoint_name(activate(up, gate, m), "mlp_hidden"), w["down"])
+    up = checkpoint_name(add_bias(matmul(h, w, "up", m, "output"), w, "up_bias"), "mlp_up")
+    gate = checkpoint_name(add_bias(matmul(h, w, "gate", m, "output"), w, "gate_bias"), "mlp_gate") if m.gated else None
+    return matmul(checkpoint_name(activate(up, gate, m), "mlp_hidden"), w, "down", m, "input")

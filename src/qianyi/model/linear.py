@@ -7,15 +7,15 @@ from jax import Array
 
 from qianyi.config.schema import ModelConfig
 from qianyi.model.param import Tree
+from qianyi.ops.matmul import Split, linear
 from qianyi.parallel.collectives import scatter_sequence
 
 
-def matmul(x: Array, w: Array) -> Array:
-    """[B, T, *in] times [*in, *out] -> [B, T, *out], as one product of two matrices: what CPU libraries are fastest at, and what other
-    compilers make of it anyway."""
-    B, T, *inner = x.shape
-    rows = x.reshape(B * T, math.prod(inner)) @ w.reshape(math.prod(inner), -1)
-    return rows.reshape(B, T, *w.shape[len(inner) :])
+def matmul(x: Array, w: Tree, name: str, m: ModelConfig, split: Split | None) -> Array:
+    """[B, T, *in] times w[name] [*in, *out] -> [B, T, *out], at the precision of `model.matmul`. `split` is the side of the weight that
+    lies on axis `model`; where all its devices have the whole weight, their gradients are parts of a sum, of which no scale is known:
+    such products, small ones, stay in the compute type."""
+    return linear(x, w, name, "native" if split is None else m.matmul, split or "output")
 
 
 def add_bias(x: Array, w: Tree, name: str) -> Array:

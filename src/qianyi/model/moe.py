@@ -13,7 +13,6 @@ Dims: N tokens of this device, D width, E experts, e local experts, k experts pe
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +22,13 @@ from jax.ad_checkpoint import checkpoint_name
 from qianyi.config.model import MoEConfig
 from qianyi.config.schema import ModelConfig
 from qianyi.model.linear import activate, init_std, residual_std
-from qianyi.model.param import Param, Tree
+from qianyi.model.param import Param, Tree, with_amax
+from qianyi.ops.matmul import Operands, Product, multiply
 from qianyi.parallel.collectives import all_gather, all_to_all, index_on, reduce_scatter, sum_over
 from qianyi.parallel.mesh import TOKEN_AXES
+
+BOX_AXES = tuple(axis for axis in TOKEN_AXES if axis != "expert")
+"""Axes over which the tokens of one expert are split, where tokens have come to experts."""
 
 
 def moe_params(m: ModelConfig, moe: MoEConfig) -> Tree:
@@ -39,7 +42,7 @@ def moe_params(m: ModelConfig, moe: MoEConfig) -> Tree:
         params["experts_gate"] = Param((E, D, F), ("experts", "embed", "ffn"), std)
     if moe.balance == "bias":
         params["balance"] = Param((E,), ("router",), kind="balance")
-    return params
+    return with_amax(params, m.matmul)
 
 
 def experts(h: Array, w: Tree, m: ModelConfig, moe: MoEConfig) -> tuple[Array, Array]:
@@ -114,8 +117,8 @@ def _dropless(x: Array, gates: Array, chosen: Array, w: Tree, m: ModelConfig, mo
     sizes = jnp.zeros(n_local + 1, jnp.int32).at[local].add(1)[:n_local]
     token = order // moe.experts_per_token
     rows = x[token]
-    hidden = _hidden(w, m, lambda weight: lax.ragged_dot(rows, weight, sizes))
-    out = lax.ragged_dot(hidden, w["experts_down"], sizes)
+    hidden = _hidden(rows, w, m, Product(m.matmul, "output"), sizes)
+    out = multiply(_operands(hidden, w, "experts_down", sizes), Product(m.matmul, "input"))
     mine = (local[order] < n_local)[:, None]
     out = jnp.where(mine, checkpoint_name(out, "expert_out") * gates.reshape(-1)[order, None].astype(out.dtype), 0)
     return reduce_scatter(jnp.zeros_like(x).at[token].add(out), "expert", 0)
@@ -136,8 +139,9 @@ def _with_capacity(x: Array, gates: Array, chosen: Array, w: Tree, m: ModelConfi
     boxes = jnp.zeros((n, E * slots, D), x.dtype).at[group, slot].set(tokens, mode="drop")
     boxes = boxes.reshape(n, E, slots, D).transpose(1, 0, 2, 3).reshape(E, n * slots, D)
     boxes = checkpoint_name(all_to_all(boxes, "expert", split_dim=0, concat_dim=1), "expert_tokens")  # [e, X n slots, D]
-    hidden = _hidden(w, m, lambda weight: boxes @ weight)
-    boxes = checkpoint_name(all_to_all(hidden @ w["experts_down"], "expert", split_dim=1, concat_dim=0), "expert_out")
+    hidden = _hidden(boxes, w, m, Product(m.matmul, "output", BOX_AXES))
+    boxes = multiply(_operands(hidden, w, "experts_down"), Product(m.matmul, "input", BOX_AXES))
+    boxes = checkpoint_name(all_to_all(boxes, "expert", split_dim=1, concat_dim=0), "expert_out")
     boxes = boxes.reshape(E, n, slots, D).transpose(1, 0, 2, 3).reshape(n, E * slots, D)
     out = boxes.at[group, slot].get(mode="fill", fill_value=0).reshape(n, k, g, D)
     weight = gates.reshape(n, g, k).transpose(0, 2, 1)[..., None].astype(out.dtype)
@@ -150,7 +154,12 @@ def capacity(moe: MoEConfig, group_tokens: int) -> int:
     return math.ceil(group_tokens * moe.experts_per_token * moe.capacity_factor / moe.n_experts)
 
 
-def _hidden(w: Tree, m: ModelConfig, multiply: Callable[[Array], Array]) -> Array:
-    """The hidden layer of experts; `multiply` takes their tokens times a weight."""
-    up = checkpoint_name(multiply(w["experts_up"]), "mlp_up")
-    return activate(up, checkpoint_name(multiply(w["experts_gate"]), "mlp_gate") if m.gated else None, m)
+def _hidden(x: Array, w: Tree, m: ModelConfig, how: Product, sizes: Array | None = None) -> Array:
+    """The hidden layer of experts."""
+    up = checkpoint_name(multiply(_operands(x, w, "experts_up", sizes), how), "mlp_up")
+    gate = checkpoint_name(multiply(_operands(x, w, "experts_gate", sizes), how), "mlp_gate") if m.gated else None
+    return activate(up, gate, m)
+
+
+def _operands(x: Array, w: Tree, name: str, sizes: Array | None = None) -> Operands:
+    return Operands(x, w[name], sizes, w.get(f"{name}_amax"))

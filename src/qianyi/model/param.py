@@ -15,6 +15,7 @@ from jax import Array
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from qianyi.ops.matmul import HISTORY
 from qianyi.parallel.rules import Rules
 
 Tree = dict[str, Any]
@@ -23,7 +24,7 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class Param:
-    """The declaration of one parameter; it is stored in float32."""
+    """The declaration of one parameter; how it is stored is up to `train.param_dtype`."""
 
     shape: tuple[int, ...]
     dims: tuple[str, ...]
@@ -31,9 +32,10 @@ class Param:
     std: float = 0.0
     """Initialized from a normal distribution with this standard deviation around `mean`."""
     mean: float = 0.0
-    kind: Literal["matrix", "vector", "router", "balance"] = "matrix"
+    kind: Literal["matrix", "vector", "router", "balance", "amax"] = "matrix"
     """A matrix is cast to the compute type for matmuls and decays; a vector (bias, norm scale) does neither; a router stays in float32
-    and decays; a balance is stepped against the load of experts, not by the optimizer."""
+    and decays; a balance is stepped against the load of experts, not by the optimizer; an amax is a history of magnitudes (`with_amax`),
+    whose "gradient" is those of the step, combined by maximum instead of sum."""
 
     @property
     def size(self) -> int:
@@ -80,9 +82,31 @@ def is_stacked(name: str) -> bool:
     return name.endswith("blocks")
 
 
+QUANTIZED_DIMS = {"heads", "kv_heads", "ffn"}
+"""One of these is a dim of every matrix whose products may be in 8 bits."""
+
+
+def with_amax(params: Tree, matmul: str) -> Tree:
+    """Where scales are delayed, each matrix whose products are in 8 bits with its history beside it."""
+    if matmul != "fp8_delayed":
+        return params
+    history = Param((3, HISTORY), ("operand", "history"), kind="amax")
+    quantized = [name for name, p in params.items() if p.kind == "matrix" and QUANTIZED_DIMS & {*p.dims}]
+    return params | {f"{name}_amax": history for name in quantized}
+
+
 def count(params: Tree) -> int:
-    """Number of scalars."""
-    return sum(p.size for p in jax.tree.leaves(params, is_leaf=is_param))
+    """Number of scalars that are trained."""
+    return sum(p.size for p in jax.tree.leaves(params, is_leaf=is_param) if p.kind != "amax")
+
+
+def combine(params: Tree, total: Tree, more: Tree) -> Tree:
+    """Gradients of two microbatches as one, of the type of `total`."""
+
+    def add(p: Param, a: Array, b: Array) -> Array:
+        return jnp.maximum(a, b) if p.kind == "amax" else a + b.astype(a.dtype)
+
+    return map_params(add, params, total, more)
 
 
 def specs(params: Tree, rules: Rules) -> Tree:
@@ -99,11 +123,13 @@ def shardings(params: Tree, rules: Rules, mesh: Mesh) -> Tree:
     return map_params(lambda p: NamedSharding(mesh, rules.spec(p.dims)), params)
 
 
-def abstract(params: Tree, rules: Rules, mesh: Mesh | AbstractMesh) -> Tree:
-    """Shapes, types and shardings without arrays: for compilation and for restoring."""
-    return map_params(
-        lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=NamedSharding(mesh, rules.spec(p.dims))), params
-    )
+def abstract(params: Tree, rules: Rules, mesh: Mesh | AbstractMesh, dtype: str = "float32") -> Tree:
+    """Shapes, types (of matrices `dtype`) and shardings without arrays: for compilation and for restoring."""
+
+    def place(p: Param, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(p.shape, dtype, sharding=NamedSharding(mesh, rules.spec(p.dims)))
+
+    return map_params(place, params, matrix_dtypes(params, dtype))
 
 
 def init(params: Tree, key: Array) -> Tree:
@@ -125,6 +151,6 @@ def decay_mask(params: Tree) -> Tree:
     return map_params(lambda p: p.kind in {"matrix", "router"}, params)
 
 
-def compute_dtypes(params: Tree, dtype: str) -> Tree:
-    """The type in which each parameter is computed with."""
+def matrix_dtypes(params: Tree, dtype: str) -> Tree:
+    """`dtype` for matrices, float32 for all else: the types in which parameters are computed with, or stored."""
     return map_params(lambda p: jnp.dtype(dtype if p.kind == "matrix" else "float32"), params)

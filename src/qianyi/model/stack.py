@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from qianyi.config.check import MATMUL_ACTIVATIONS
 from qianyi.config.schema import Config, ModelConfig
 from qianyi.model.attention import Look, Turn
 from qianyi.model.block import Cross, block
 from qianyi.model.param import Tree
+from qianyi.model.remat import remat_policy
 from qianyi.ops.attention import Context, Pattern, attention
 from qianyi.ops.context import context_attention
 from qianyi.ops.position import alibi_slopes, distance_bias
@@ -57,7 +57,7 @@ def run_layers(
     def skip(x: Array, _: tuple[Tree, Flags]) -> tuple[Array, Array]:
         return x, vary(jnp.zeros(()), LOSS_AXES)
 
-    layer = jax.checkpoint(layer, policy=_remat_policy(m))
+    layer = jax.checkpoint(layer, policy=remat_policy(m))
 
     def step(x: Array, part: tuple[Tree, Flags]) -> tuple[Array, Array]:
         return layer(x, part) if part[1].live is None else lax.cond(part[1].live, layer, skip, x, part)
@@ -134,12 +134,3 @@ def slopes(m: ModelConfig) -> Array:
     """[heads]: ALiBi's of this device's heads."""
     n = m.n_heads // lax.axis_size("model")
     return lax.dynamic_slice_in_dim(jnp.asarray(alibi_slopes(m.n_heads)), index_on("model") * n, n)
-
-
-def _remat_policy(m: ModelConfig) -> Callable[..., bool] | None:
-    """What is kept. Never what a collective put together from shards: whole weights and whole sequences are gathered again in the backward
-    pass (ZeRO-3: Rajbhandari et al. 2020; sequences: Korthikanti et al. 2022, section 4.2.2)."""
-    if m.remat == "full":
-        return None
-    kept = MATMUL_ACTIVATIONS if m.remat == "matmuls" else m.remat
-    return jax.checkpoint_policies.save_only_these_names(*kept)

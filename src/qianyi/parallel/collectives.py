@@ -4,7 +4,7 @@ Collectives over axes of size one are left out of the program, so that one devic
 JAX tracks over which axes a value varies and refuses a program that forgets a reduction.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -33,9 +33,10 @@ def sum_over(x: Array, axes: Sequence[str]) -> Array:
     return lax.psum(x, live) if live else x
 
 
-def max_over(x: Array, axis: str) -> Array:
-    """The maximum of `x` over devices along `axis`."""
-    return lax.pmax(x, axis) if axis in _varying(x) else x
+def max_over(x: Array, axes: str | Sequence[str]) -> Array:
+    """The maximum of `x` over devices along `axes` (over those along which it differs)."""
+    live = tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if a in _varying(x))
+    return lax.pmax(x, live) if live else x
 
 
 def all_gather(x: Array, axes: str | tuple[str, ...], dim: int) -> Array:
@@ -94,16 +95,16 @@ def scatter_sequence(x: Array) -> Array:
     return reduce_scatter(x, "model", 1)
 
 
-def unshard(w: Array, spec: P, dtype: Any) -> Array:
+def unshard(w: Array, spec: P, dtype: Any, reduce: "Reduce") -> Array:
     """A whole weight from its shards, cast before it travels; its gradient is reduced in float32 and sharded again. Where the weights
-    differ, as those of pipeline stages do, their gradients are not added."""
+    differ, as those of pipeline stages do, their gradients are not combined."""
     own = _varying(w)
 
     def forward(w: Array) -> tuple[Array, None]:
         return whole(w, spec, dtype), None
 
     def backward(_: None, gradient: Array) -> tuple[Array]:
-        return (reduce_gradient(gradient, spec, own),)
+        return (reduce(gradient, spec, own).astype(w.dtype),)
 
     gather = jax.custom_vjp(lambda w: forward(w)[0])
     # The forward rule communicates in plain sight, where a rematerialization policy sees it.
@@ -111,26 +112,28 @@ def unshard(w: Array, spec: P, dtype: Any) -> Array:
     return gather(w)
 
 
-def with_sharded_gradient(w: Array, shard: Array, spec: P, dtype: Any) -> Array:
-    """`w`, which every device has whole; its gradient goes to `shard`, reduced in float32 and sharded as `spec` (ZeRO-2)."""
+def with_own_gradient(w: Array, place: Array, stored: P, reduced: P, dtype: Any, reduce: "Reduce") -> Array:
+    """A whole weight from its shards; its gradient goes to `place`, in float32 whatever the type of `w`, and sharded as `reduced` even
+    where `w` is not (ZeRO-2)."""
 
-    def forward(w: Array, shard: Array) -> tuple[Array, Array]:
-        return whole(w, P(), dtype), w
+    def forward(w: Array, place: Array) -> tuple[Array, None]:
+        return whole(w, stored, dtype), None
 
-    def backward(w: Array, gradient: Array) -> tuple[Array, Array]:
-        return jnp.zeros_like(w), reduce_gradient(gradient, spec)
+    def backward(_: None, gradient: Array) -> tuple[None, Array]:
+        return None, reduce(gradient, reduced, ())
 
-    use = jax.custom_vjp(lambda w, shard: forward(w, shard)[0])
+    use = jax.custom_vjp(lambda w, place: forward(w, place)[0])
     use.defvjp(forward, backward)
-    return use(w, shard)
+    return use(w, place)
 
 
 def whole(w: Array, spec: P, dtype: Any) -> Array:
-    """A weight from its shards, of a type, and taken to differ between all devices, so that its gradient is each device's own."""
-    full = vary(w.astype(dtype))
+    """A weight from its shards, of a type, and taken to differ between all devices, so that its gradient is each device's own. It travels
+    in the narrower of the two types."""
+    full = vary(w.astype(min(w.dtype, jnp.dtype(dtype), key=lambda t: t.itemsize)))
     for dim, axes in _sharded_dims(spec):
         full = all_gather(full, axes, dim)
-    return full
+    return full.astype(dtype)
 
 
 def reduce_gradient(gradient: Array, spec: P, own: Collection[str] = ()) -> Array:
@@ -140,6 +143,15 @@ def reduce_gradient(gradient: Array, spec: P, own: Collection[str] = ()) -> Arra
     for dim, axes in _sharded_dims(spec):
         gradient = reduce_scatter(gradient, axes, dim)
     return sum_over(gradient, [a for a in AXES if a not in axes_of(spec) and a not in own])
+
+
+def reduce_amax(observed: Array, spec: P, own: Collection[str] = ()) -> Array:
+    """The largest magnitudes on any device, from each device's: what a history has for a gradient."""
+    return max_over(observed, [a for a in AXES if a not in axes_of(spec) and a not in own])
+
+
+Reduce = Callable[[Array, P, Collection[str]], Array]
+"""(a device's gradient, how the whole is sharded, axes along which weights differ) -> the reduced gradient."""
 
 
 def axes_of(spec: P) -> tuple[str, ...]:

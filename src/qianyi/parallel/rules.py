@@ -79,6 +79,8 @@ def make_rules(layout: LayoutConfig, *, gradients: bool = False) -> Rules:
             # Norm scales and residual biases: a few KiB per layer, replicated because gathering them costs more than it saves.
             "residual": (),
             "router": (),
+            "operand": (),
+            "history": (),
         },
         axis_sizes=layout.sizes,
     )

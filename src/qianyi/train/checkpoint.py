@@ -23,15 +23,17 @@ from qianyi.train.state import TrainState, reorder_layers
 Record = dict[str, Any]
 """What a checkpoint belongs to: JSON values under `model`, `data`, `optimizer` and `layers`."""
 
-_SHAPE_FREE = {"dtype", "remat", "init_std", "max_seq_len"}
-"""Model settings that may change between save and restore (max_seq_len only where no table depends on it)."""
+_SHAPE_FREE = {"dtype", "remat", "init_std", "max_seq_len", "matmul"}
+"""Model settings that may change between save and restore (max_seq_len only where no table depends on it, matmul only where it keeps no
+histories)."""
 
 
 def make_record(config: Config, data: Record) -> Record:
     """The record of a recipe and the data position (`data`: what fixes the order of batches, such as a fingerprint), what the optimizer
     remembers, and in which order layers are stored (`layers`), which a pipeline changes."""
     model, o = config.model.model_dump(mode="json"), config.optimizer
-    free = _SHAPE_FREE - ({"max_seq_len"} if config.model.position == "learned" else set())
+    bound = {"max_seq_len": config.model.position == "learned", "matmul": config.model.matmul == "fp8_delayed"}
+    free = _SHAPE_FREE - {name for name, counts in bound.items() if counts}
     return {
         "model": {k: v for k, v in model.items() if k not in free},
         "data": data,

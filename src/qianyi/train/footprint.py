@@ -48,7 +48,7 @@ class Sends:
 def held(config: Config) -> Held:
     """What stays on the largest device during a step, without activations."""
     stored, reduced, late = param_specs(config), gradient_specs(config), late_parts(config)
-    parameters = sum(_shard_size(p, spec, config) for p, spec, _ in _leaves(config, stored))
+    parameters = sum(_shard_size(p, spec, config) * _stored_bytes(p, config) for p, spec, _ in _leaves(config, stored))
     state = jax.tree.leaves(abstract_opt_state(config, abstract_mesh(config.layout)))
     optimizer = sum(math.prod(a.sharding.shard_shape(a.shape)) for a in state if a.ndim)
     gradients = in_use = 0
@@ -56,7 +56,7 @@ def held(config: Config) -> Held:
         whole = _whole_size(p, spec, config)
         gradients += whole if part in late else _shard_size(p, to, config)
         in_use += whole * _compute_bytes(p, config) if part in late else 0
-    return Held(FLOAT32_BYTES * parameters, FLOAT32_BYTES * gradients, FLOAT32_BYTES * optimizer, in_use)
+    return Held(parameters, FLOAT32_BYTES * gradients, FLOAT32_BYTES * optimizer, in_use)
 
 
 def sends(config: Config) -> list[Sends]:
@@ -76,8 +76,9 @@ def _of_weights(config: Config) -> list[Sends]:
         if sharded:
             # Blocks gathered where they are used are gathered again for the backward pass.
             uses = times * (2 if is_stacked(part) and part not in late else 1)
-            gathered += uses * whole * _compute_bytes(p, config) * (n - 1) / n if layout.zero == 3 else 0
-            refreshed += whole * FLOAT32_BYTES * (n - 1) / n if layout.zero < 3 else 0
+            travels = min(_compute_bytes(p, config), _stored_bytes(p, config))
+            gathered += uses * whole * travels * (n - 1) / n if layout.zero == 3 else 0
+            refreshed += whole * _stored_bytes(p, config) * (n - 1) / n if layout.zero < 3 else 0
             scattered += reductions * whole * FLOAT32_BYTES * (n - 1) / n
         copies = math.prod(size for axis, size in config.layout.sizes.items() if axis not in axes_of(to))
         reduced_bytes += reductions * 2 * shard * FLOAT32_BYTES * (copies - 1) / copies
@@ -152,3 +153,7 @@ def _whole_size(p: Param, spec: P, config: Config) -> int:
 
 def _compute_bytes(p: Param, config: Config) -> int:
     return 2 if p.kind == "matrix" and config.model.dtype == "bfloat16" else FLOAT32_BYTES
+
+
+def _stored_bytes(p: Param, config: Config) -> int:
+    return 2 if p.kind == "matrix" and config.train.param_dtype == "bfloat16" else FLOAT32_BYTES

@@ -16,6 +16,7 @@ from qianyi.model import param
 from qianyi.model.param import Tree
 from qianyi.model.transformer import model_params
 from qianyi.parallel.rules import make_rules
+from qianyi.train import offload
 from qianyi.train.optimizer import make_optimizer
 
 
@@ -45,8 +46,10 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
         spec = P() if leaf.sharding is None else leaf.sharding.spec
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    params = param.abstract(stored_params(config), make_rules(config.layout), mesh)
+    params = param.abstract(stored_params(config), make_rules(config.layout), mesh, config.train.param_dtype)
     opt_state = jax.tree.map(place, abstract_opt_state(config, mesh))
+    if config.train.offload == "optimizer":
+        opt_state = offload.placed(opt_state)
     return TrainState(place(drawn.step), params, opt_state, place(drawn.rng))
 
 
@@ -79,9 +82,10 @@ def _draw(config: Config) -> TrainState:
     key = jax.random.key(config.train.seed)
     params = param.init(model_params(config.model), jax.random.fold_in(key, 0))
     params["blocks"] = reorder_layers(params["blocks"], range(config.model.n_blocks), layer_places(config))
+    dtypes = param.matrix_dtypes(model_params(config.model), config.train.param_dtype)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
+        params=jax.tree.map(lambda a, dtype: a.astype(dtype), params, dtypes),
         opt_state=make_optimizer(config).init(params),
         rng=jax.random.key_data(jax.random.fold_in(key, 1)),
     )

@@ -11,30 +11,31 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.ramp import at_batch_size
 from qianyi.config.schema import Config
-from qianyi.model.param import Param, Tree, map_params
+from qianyi.model.param import Param, Tree, combine, map_params
 from qianyi.model.transformer import Batch, model_loss, model_params
 from qianyi.ops.loss import LossSums
-from qianyi.parallel.collectives import axes_of, reduce_gradient, sum_over, vary
+from qianyi.parallel.collectives import axes_of, sum_over, vary
 from qianyi.parallel.mesh import AXES, BATCH_AXES, LOSS_AXES
 from qianyi.parallel.pipeline import pipeline_forward, pipeline_gradients
 from qianyi.parallel.rules import batch_spec
-from qianyi.train.optimizer import make_optimizer
 from qianyi.train.schedule import learning_rate
 from qianyi.train.stages import in_chunks, pipeline_parts, schedule_of
 from qianyi.train.state import TrainState, stored_params
+from qianyi.train.update import make_update
 from qianyi.train.weights import (
-    Sharded,
+    Separate,
     gradient_specs,
     late_gradients,
     late_parts,
     make_gather,
     param_specs,
+    reduce_part,
+    separates_gradients,
     shard_shape,
     take_whole,
 )
@@ -97,24 +98,6 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_update(config: Config) -> Callable[[TrainState, Tree, Array], TrainState]:
-    """(state, gradients, their norm) -> the state after a step."""
-    optimizer = make_optimizer(config)
-    stored, reduced = param_specs(config), gradient_specs(config)
-
-    def update(state: TrainState, gradients: Tree, norm: Array) -> TrainState:
-        if config.optimizer.clip_norm is not None:
-            scale = jnp.minimum(1, config.optimizer.clip_norm / norm)
-            gradients = jax.tree.map(lambda g: g * scale, gradients)
-        # Under ZeRO-1 and 2 each device updates the shard whose gradient it has, and the new shards are gathered.
-        shards: Any = jax.tree.map(jax.reshard, state.params, reduced)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, shards)
-        params: Any = jax.tree.map(jax.reshard, optax.apply_updates(shards, updates), stored)
-        return TrainState(state.step + 1, params, opt_state, state.rng)
-
-    return update
-
-
 def make_loss_and_gradients(config: Config) -> Callable[[Tree, Batch], LossAndGradients]:
     """(params, batch) -> mean loss over the scored tokens of the global batch, and its gradient, under any layout."""
     stored, reduced, late = param_specs(config), gradient_specs(config), late_parts(config)
@@ -141,18 +124,20 @@ def _accumulate(total: Total, weights: Tree, microbatches: Batch, config: Config
     of each microbatch's gradient, which is then reduced at once."""
     gather = make_gather(config, late_parts(config))
     early = late_parts(config) - late_gradients(config)
-    zeros = _zero_gradients(weights, config)
+    zeros, declared = _zero_gradients(weights, config), model_params(config.model)
+    # Then it is differentiated by the places of gradients instead of the weights.
+    separate = separates_gradients(config)
 
     def objective(inputs: Tree, rows: Batch) -> tuple[Array, Losses]:
-        # ZeRO-2 differentiates by shards of gradients instead of the weights, which all devices have whole.
-        used = jax.tree.map(Sharded, weights, inputs) if config.layout.zero == 2 else inputs
+        used = jax.tree.map(Separate, weights, inputs) if separate else inputs
         return total(model_loss(used, rows, config, gather))
 
     def add(carry: Any, rows: Batch) -> tuple[Any, None]:
-        (_, losses), g = jax.value_and_grad(objective, has_aux=True)(zeros if config.layout.zero == 2 else weights, rows)
+        (_, losses), g = jax.value_and_grad(objective, has_aux=True)(zeros if separate else weights, rows)
         g = _reduce(g, early, config)
         squares = _squares(g, config) if config.train.noise_scale else None
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, (losses, g, squares)), None
+        losses, squares = jax.tree.map(jnp.add, (carry[0], carry[2]), (losses, squares))
+        return (losses, combine(declared, carry[1], g), squares), None
 
     no_squares = vary(jnp.zeros(())) if config.train.noise_scale else None
     sums, _ = lax.scan(add, (_zero_losses(), zeros, no_squares), microbatches)
@@ -227,17 +212,16 @@ def _zero_gradients(weights: Tree, config: Config) -> Tree:
 
 def _reduce(gradients: Tree, parts: Collection[str], config: Config) -> Tree:
     """Gradients of these parts of the model, each device's own, reduced and sharded; the others are so already."""
-    to = gradient_specs(config)
-    return {n: jax.tree.map(reduce_gradient, part, to[n]) if n in parts else part for n, part in gradients.items()}
+    return {name: reduce_part(name, part, config) if name in parts else part for name, part in gradients.items()}
 
 
 def _squares(gradients: Tree, config: Config) -> Array:
-    """This device's share of the squared L2 norm over all parameters: squares of copies are divided by their number. A balance has no
-    gradient."""
+    """This device's share of the squared L2 norm over all parameters: squares of copies are divided by their number. Balances and
+    histories have no gradient."""
 
     def squares(p: Param, g: Array, spec: P) -> Array:
         copies = math.prod(lax.axis_size(axis) for axis in AXES if axis not in axes_of(spec))
-        return vary(jnp.zeros(()) if p.kind == "balance" else jnp.sum(g * g) / copies)
+        return vary(jnp.zeros(()) if p.kind in {"balance", "amax"} else jnp.sum(g * g) / copies)
 
     of_params = map_params(squares, model_params(config.model), gradients, gradient_specs(config))
     return jnp.stack(jax.tree.leaves(of_params)).sum()

@@ -9,15 +9,15 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from qianyi.config.schema import Config
-from qianyi.model.param import Param, Tree, compute_dtypes, is_stacked, layer_spec, specs
+from qianyi.model.param import Param, Tree, is_stacked, layer_spec, map_params, matrix_dtypes, specs
 from qianyi.model.stack import Gather
 from qianyi.model.transformer import model_params
-from qianyi.parallel.collectives import axes_of, unshard, whole, with_sharded_gradient
+from qianyi.parallel.collectives import Reduce, axes_of, reduce_amax, reduce_gradient, unshard, whole, with_own_gradient
 from qianyi.parallel.rules import make_rules
 
 
-class Sharded(NamedTuple):
-    """A weight that every device has whole, and the place of its sharded gradient (ZeRO-2)."""
+class Separate(NamedTuple):
+    """A weight, and the place of its gradient where that has another sharding (ZeRO-2) or type (bfloat16 parameters) than the weight."""
 
     weight: Array
     gradient: Array
@@ -53,6 +53,12 @@ def gathers_once(config: Config) -> bool:
     return gather == "step" or (gather == "auto" and (config.train.accumulation > 1 or zero == 1))
 
 
+def separates_gradients(config: Config) -> bool:
+    """Gradients reduced where weights are used go to places of their own."""
+    separate = config.layout.zero == 2 or config.train.param_dtype != "float32"
+    return separate and not late_parts(config)
+
+
 def take_whole(name: str, part: Tree, config: Config) -> Tree:
     """A part of the model, whole and in the type of computation."""
     return jax.tree.map(whole, part, param_specs(config)[name], _dtypes(config)[name])
@@ -60,19 +66,32 @@ def take_whole(name: str, part: Tree, config: Config) -> Tree:
 
 def make_gather(config: Config, already: Collection[str] = ()) -> Gather:
     """Makes a part of the model whole where it is used (of stacked ones, one layer), except those that are `already`."""
-    dtypes = _dtypes(config)
+    declared, dtypes = model_params(config.model), _dtypes(config)
     stored, reduced = param_specs(config), gradient_specs(config)
 
-    def use(w: Array | Sharded, dtype: Any, at: P, to: P) -> Array:
-        return with_sharded_gradient(*w, to, dtype) if isinstance(w, Sharded) else unshard(w, at, dtype)
+    def use(p: Param, dtype: Any, at: P, to: P, w: Array | Separate) -> Array:
+        if isinstance(w, Separate):
+            return with_own_gradient(*w, at, to, dtype, reducer(p))
+        return unshard(w, at, dtype, reducer(p))
 
     def gather(name: str, part: Tree) -> Tree:
         if name in already:
             return part
         at, to = (jax.tree.map(layer_spec, s[name]) if is_stacked(name) else s[name] for s in (stored, reduced))
-        return jax.tree.map(lambda dtype, at, to, w: use(w, dtype, at, to), dtypes[name], at, to, part)
+        return map_params(use, declared[name], dtypes[name], at, to, part)
 
     return gather
+
+
+def reduce_part(name: str, gradients: Tree, config: Config) -> Tree:
+    """Each device's own gradients of a part of the model, reduced and sharded."""
+    declared, to = model_params(config.model)[name], gradient_specs(config)[name]
+    return map_params(lambda p, g, spec: reducer(p)(g, spec, ()), declared, gradients, to)
+
+
+def reducer(p: Param) -> Reduce:
+    """How devices' gradients of a parameter become one."""
+    return reduce_amax if p.kind == "amax" else reduce_gradient
 
 
 def shard_shape(p: Param, spec: P) -> tuple[int, ...]:
@@ -82,4 +101,4 @@ def shard_shape(p: Param, spec: P) -> tuple[int, ...]:
 
 
 def _dtypes(config: Config) -> Tree:
-    return compute_dtypes(model_params(config.model), config.model.dtype)
+    return matrix_dtypes(model_params(config.model), config.model.dtype)

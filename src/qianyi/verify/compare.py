@@ -13,7 +13,8 @@ from qianyi.config.stages import layer_places
 from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import batch_spec
 from qianyi.train.state import TrainState, init_state, reorder_layers
-from qianyi.train.step import Batch, LossAndGradients, make_loss_and_gradients, make_update
+from qianyi.train.step import Batch, LossAndGradients, make_loss_and_gradients
+from qianyi.train.update import make_update
 from qianyi.verify.program import Collective, collectives, merge
 
 HostTree = Any

@@ -58,7 +58,7 @@ class Family:
 
 
 _FREE: dict[str, Any] = {
-    **dict.fromkeys(("dtype", "remat", "init", "init_std"), True),
+    **dict.fromkeys(("dtype", "matmul", "remat", "init", "init_std"), True),
     "moe": {"capacity_factor", "group_tokens", "balance_rate"},
 }
 """Settings on which what given weights compute does not depend, but for rounding and what a capacity drops in training."""
