@@ -5,13 +5,15 @@ import os
 import jax
 import pytest
 
+from qianyi.cli.verify import QUICK_COMPILER
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Most of the time of these tests goes into code generation, below all that they are about. The commands that they start read the
 # environment as it was, and run the code that users run.
 _flags = os.environ.get("XLA_FLAGS")
-os.environ["XLA_FLAGS"] = f"{_flags or ''} --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{_flags or ''} {QUICK_COMPILER}"
 jax.devices()
 if _flags is None:
     del os.environ["XLA_FLAGS"]
