@@ -19,7 +19,9 @@ from qianyi.parallel.runtime import initialize
 from qianyi.verify.certificate import Certificate, certify
 
 MAX_DEVICES = 8
-QUICK_COMPILER = "--xla_backend_optimization_level=0" + (" --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else "")
+QUICK_COMPILER = "--xla_backend_optimization_level=0" + (
+    " --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
+)
 """Most of a certificate's time goes into code generation for the CPU, below what it is about. So compiled, a ring takes 1.1 s against 3.8 s
 with the first option alone (AMD EPYC, one thread). JAX 0.12 no longer knows the second, and stops at what it does not know."""
 DENSE_SPREAD = (

@@ -61,9 +61,10 @@ class Runner:
             self._gradients = jax.jit(make_loss_and_gradients(config)).lower(self._state.params, self._batches[0]).compile()
             self._first: LossAndGradients = self._gradients(self._state.params, self._batches[0])
 
-    def gradients(self) -> HostTree:
-        """Of the first batch."""
-        return _natural(jax.device_get(self._first.gradients), self.config)
+    def gradients(self, n: int = 0) -> HostTree:
+        """Of a batch, STEPS of which there are, at the initial parameters."""
+        out = self._gradients(self._state.params, self._batches[n]) if n else self._first
+        return _natural(jax.device_get(out.gradients), self.config)
 
     def value(self, name: str) -> float:
         """A scalar of the first batch: loss, z_loss, balance_loss, sentence_loss, grad_norm."""
