@@ -15,7 +15,7 @@ from qianyi.monitor.sinks import FanOut, JsonLines
 
 def step(n: int, loss: float) -> StepEvent:
     return StepEvent(
-        step=n, tokens=n * 100, loss=loss, z_loss=1e-5, balance_loss=None, grad_norm=0.1 + n, grad_noise_scale=None,
+        step=n, tokens=n * 100, loss=loss, z_loss=1e-5, balance_loss=None, sentence_loss=None, grad_norm=0.1 + n, grad_noise_scale=None,
         learning_rate=1e-3 / 7, step_seconds=0.5, tokens_per_second=200.0, mfu=0.4, memory_bytes=2**30, time=1.7e9 + n,
     )  # fmt: skip
 

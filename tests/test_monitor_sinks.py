@@ -32,6 +32,7 @@ def step_event(step: int, **values: Any) -> StepEvent:
         "loss": 10 / (1 + step / 7),
         "z_loss": 1e-4 / step,
         "balance_loss": 0.01,
+        "sentence_loss": 0.6,
         "grad_norm": math.pi / step,
         "grad_noise_scale": None,
         "learning_rate": 3e-4 / 7,
@@ -217,7 +218,7 @@ def test_tensorboard_reads_what_was_written_across_a_kill(tmp_path: Path) -> Non
     assert [e.step for e in read.Scalars("perf/mfu")] == list(range(6, 11)), "an unknown MFU is left out"
     assert [(e.step, e.value) for e in read.Scalars("validation/loss")] == [(s, pytest.approx(2 / 3)) for s in (4, 8)]
     shown = {"train/z_loss", "train/grad_norm", "train/learning_rate", "perf/tokens_per_second", "perf/step_seconds"}
-    shown |= {"train/loss", "train/balance_loss", "perf/mfu", "perf/memory_bytes"}
+    shown |= {"train/loss", "train/balance_loss", "train/sentence_loss", "perf/mfu", "perf/memory_bytes"}
     shown |= {"validation/loss", "validation/bits_per_byte", "validation/perplexity", "validation/accuracy"}
     assert set(read.Tags()["scalars"]) == shown
     assert read.Scalars("perf/memory_bytes")[0].value == 3 << 30

@@ -26,8 +26,9 @@ ATTACK = "<script>alert(1)</script><img src=x onerror=y> & \"quoted\" '天下'"
 def step(n: int) -> StepEvent:
     seconds = 20.0 if n in {1, 101} else 0.5
     return StepEvent(
-        step=n, tokens=n * 100, loss=8 - n / 50, z_loss=1e-5, balance_loss=None, grad_norm=0.1 + n % 7, grad_noise_scale=None,
-        learning_rate=1e-3, step_seconds=seconds, tokens_per_second=100 / seconds, mfu=0.4, memory_bytes=3 * 2**29, time=1.7e9 + n,
+        step=n, tokens=n * 100, loss=8 - n / 50, z_loss=1e-5, balance_loss=None, sentence_loss=None, grad_norm=0.1 + n % 7,
+        grad_noise_scale=None, learning_rate=1e-3, step_seconds=seconds, tokens_per_second=100 / seconds, mfu=0.4, memory_bytes=3 * 2**29,
+        time=1.7e9 + n,
     )  # fmt: skip
 
 

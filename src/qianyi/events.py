@@ -21,6 +21,8 @@ class StepEvent:
     """The auxiliary z-loss term that was added to it."""
     balance_loss: float | None
     """The auxiliary loss that evens the load of experts, also added; None where the model has none."""
+    sentence_loss: float | None
+    """Mean cross-entropy of the two answers about a row's two halves, also added; None where the model has no head for it."""
     grad_norm: float
     """Global L2 norm of the gradient before clipping."""
     grad_noise_scale: float | None

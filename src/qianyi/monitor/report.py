@@ -182,6 +182,7 @@ def _charts(run: Run) -> Iterator[Chart | None]:
     yield usual("Gradient norm", "", _points(events, "grad_norm"))
     yield usual("Gradient noise scale", "sequences", _points(events, "grad_noise_scale"))
     yield usual("Balance loss", "", _points(events, "balance_loss"))
+    yield usual("Sentence loss", "nats per row", _points(events, "sentence_loss"))
     yield usual("Throughput", "tokens/s", _steady_points(run, "tokens_per_second"))
     yield usual("Step time", "seconds", _steady_points(run, "step_seconds"))
     yield draw("Memory", "GiB", f"at most {max(_finite(size for _, size in memory), default=0):.2f}", _trend(memory))

@@ -112,6 +112,7 @@ class TensorBoard:
             "train/loss": event.loss,
             "train/z_loss": event.z_loss,
             "train/balance_loss": event.balance_loss,
+            "train/sentence_loss": event.sentence_loss,
             "train/grad_norm": event.grad_norm,
             "train/grad_noise_scale": event.grad_noise_scale,
             "train/learning_rate": event.learning_rate,

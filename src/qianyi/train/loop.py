@@ -101,6 +101,7 @@ class _Meter:
         self._train = config.train
         self._flops_per_token = flops_per_token(config.model, config.train.seq_len)
         self._has_balance_loss = config.model.mixture is not None
+        self._has_sentence_loss = config.model.sentence_head
         self._noise_scale = NoiseScale()
         self._peak_flops = peak_flops
         self._last_seconds = time.perf_counter()
@@ -121,6 +122,7 @@ class _Meter:
             loss=_scalar(values.loss),
             z_loss=_scalar(values.z_loss),
             balance_loss=_scalar(values.balance_loss) if self._has_balance_loss else None,
+            sentence_loss=_scalar(values.sentence_loss) if self._has_sentence_loss else None,
             grad_norm=_scalar(values.grad_norm),
             grad_noise_scale=self._noise(step, values),
             learning_rate=_scalar(values.learning_rate),
