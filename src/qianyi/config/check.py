@@ -44,7 +44,7 @@ def check(config: Config, n_devices: int | None = None) -> None:
         ResourceError: there are fewer devices than the layout needs.
     """
     rules = (
-        *(_parts, _pairs, _tensor_axis, _sharding, _stages, _context, _experts, _without_effect),
+        *(_parts, _pairs, _kernel, _tensor_axis, _sharding, _stages, _context, _experts, _without_effect),
         *(fits_model, lengths_fit, without_effect, _batch, _batch_ramp, _noise_scale, _lengths),
         *(schedule, scaling, optimizer, _remat, _sources, _platform),
     )
@@ -214,6 +214,19 @@ def _pairs(config: Config) -> Iterator[str]:
         yield f"model.position=sinusoidal needs an even model.d_model, not {m.d_model}"
     if train.document_mask and m.kind != "decoder":
         yield f"train.document_mask is for packed sequences of a decoder; batches of model.kind={m.kind} say themselves what is padding"
+
+
+def _kernel(config: Config) -> Iterator[str]:
+    """What no platform's fused attention can do."""
+    position, objective, context = config.model.position, config.train.objective.kind, config.layout.context
+    reasons = {
+        f"model.position={position}, which adds to scores": position in {"alibi", "relative"},
+        "train.objective.kind=prefix, which looks ahead": objective == "prefix",
+        f"layout.context={context}, which merges parts": context > 1,
+    }
+    for reason, there in reasons.items():
+        if config.model.attention.kernel == "fused" and there:
+            yield f"model.attention.kernel=fused does not go with {reason}; use model.attention.kernel=auto"
 
 
 def _batch(config: Config) -> Iterator[str]:

@@ -82,6 +82,9 @@ class AttentionConfig(Part):
     """Base of the rotary frequencies in local layers; null: model.rope_theta."""
     latent: LatentConfig = LatentConfig()
     """Latent keys and values."""
+    kernel: Literal["auto", "blockwise", "fused"] = "auto"
+    """auto: the platform's fused kernels (TPU: splash, GPU: cuDNN) for what they can do, blocks of ordinary operations for the rest;
+    blockwise: these for all; fused: the kernels, or an error that says what they cannot do."""
 
 
 class RopeScalingConfig(Part):

@@ -13,8 +13,9 @@ from qianyi.model.attention import Look, Turn
 from qianyi.model.block import Cross, block
 from qianyi.model.param import Tree
 from qianyi.model.remat import remat_policy
-from qianyi.ops.attention import Context, Pattern, attention
+from qianyi.ops.attention import Context, Pattern
 from qianyi.ops.context import context_attention
+from qianyi.ops.fused import fused_attention
 from qianyi.ops.position import alibi_slopes, distance_bias
 from qianyi.ops.rope import frequencies, rotate
 from qianyi.parallel.collectives import index_on, vary
@@ -95,7 +96,7 @@ def self_looks(
     )
 
     def see(pattern: Pattern) -> Callable[[Array, Array, Array], Array]:
-        return lambda q, k, v: context_attention(q, k, v, pattern, context, config.layout.ring)
+        return lambda q, k, v: context_attention(q, k, v, pattern, context, config.layout.ring, m.attention.kernel)
 
     def looks(local: Array | None) -> Look:
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
@@ -113,9 +114,9 @@ def cross_look(config: Config, rows: Tree) -> Look:
     documents, own = rows.get("source_documents"), None
     if documents is not None:
         own = jnp.zeros(rows["inputs"].shape, jnp.int32)
-    pattern = Pattern(causal=False, cap=config.model.attention.logit_cap)
-    context = Context(documents=own, key_documents=documents)
-    return Look(lambda q, k, v: (attention(q, k, v, pattern, context), None), lambda x: x)
+    a = config.model.attention
+    pattern, context = Pattern(causal=False, cap=a.logit_cap), Context(documents=own, key_documents=documents)
+    return Look(lambda q, k, v: (fused_attention(q, k, v, pattern, context, a.kernel), None), lambda x: x)
 
 
 def turn(m: ModelConfig, positions: Array, local: Array | None) -> Turn:

@@ -30,12 +30,12 @@ from qianyi.ops.attention import (
     Pattern,
     attend_backward,
     attend_forward,
-    attention,
     gradient_of,
     join_heads,
     row_inner,
     split_heads,
 )
+from qianyi.ops.fused import Kernel, fused_attention
 from qianyi.parallel.collectives import index_on, send
 
 Held = tuple[Array, Array, Array | None, Array | None]
@@ -52,10 +52,12 @@ def sequence_positions(length: int) -> Array:
     return jnp.concatenate([i * c + jnp.arange(c), (2 * n - 1 - i) * c + jnp.arange(c)])
 
 
-def context_attention(q: Array, k: Array, v: Array, pattern: Pattern, context: Context, ring: bool) -> Array:
-    """As `attention`, causal, where a device holds a part of the sequence; without a prefix or a bias by distance."""
+def context_attention(
+    q: Array, k: Array, v: Array, pattern: Pattern, context: Context, ring: bool, kernel: Kernel = "auto"
+) -> Array:
+    """As `fused_attention`; where a device holds a part of the sequence, causal and without a prefix or a bias by distance."""
     if lax.axis_size(AXIS) == 1:
-        return attention(q, k, v, pattern, context)
+        return fused_attention(q, k, v, pattern, context, kernel)
     assert pattern.causal and context.prefix is None and context.bias is None, "refused by config.check"
     return join_heads(_attend(ring, pattern, split_heads(q, k, v, context)), q.shape[:3])
 

@@ -27,6 +27,19 @@ def vary(x: Array, axes: Sequence[str] = AXES) -> Array:
     return lax.pcast(x, new, to="varying") if new else x
 
 
+def vary_as(x: Array, like: Array) -> Array:
+    """Let `x` differ between devices that `like` differs between."""
+    new = tuple(a for a in AXES if a in _varying(like) - _varying(x))
+    return lax.pcast(x, new, to="varying") if new else x
+
+
+def unchecked(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` without the tracking of what varies, for operations that do not take part in it. What `f` computes counts as the same on all
+    devices, and wants `vary_as`; it must be differentiated inside."""
+    inside = jax.sharding.get_abstract_mesh().manual_axes
+    return jax.shard_map(f, in_specs=P(), out_specs=P(), check_vma=False) if inside else f
+
+
 def sum_over(x: Array, axes: Sequence[str]) -> Array:
     """The sum of `x` over devices along `axes` (over those along which it differs)."""
     live = tuple(a for a in axes if a in _varying(x))

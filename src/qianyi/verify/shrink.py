@@ -112,6 +112,7 @@ def _shrink_attention(a: AttentionConfig, layout: LayoutConfig) -> AttentionConf
         update={
             "window": None if a.window is None else 5,
             "global_every": min(a.global_every, 2),
+            "kernel": "auto",  # a CPU has no fused one
             "latent": a.latent.model_copy(update=latent),
         }
     )
