@@ -203,7 +203,9 @@ KERNELS = {
 def test_the_step_runs_each_kernel_once(target: str) -> None:
     """Of layers that keep what matmuls and attention made; and long sequences take no more memory than by blocks."""
     report = compile_apart(__file__, target, "fused")
-    assert report["written"] == report["compiled"] == KERNELS[target]
+    assert report["written"] == KERNELS[target]
+    # XLA unrolls loops for GPUs.
+    assert KERNELS[target] == (report["compiled"] if target == "tpu" else sorted(set(report["compiled"])))
     blockwise = compile_apart(__file__, target, "blockwise")
     assert blockwise["written"] == [] and report["temporary"] <= blockwise["temporary"]
 
@@ -225,8 +227,7 @@ def compile_step(target: str, kernel: str) -> dict[str, Any]:
     called = re.findall(r'%(splash_[a-z_]+)[.\d]* = |custom_call_target="(__cudnn\$\w+)"', compiled.as_text() or "")
     return {
         "written": sorted("".join(names) for names in written),
-        # A set: XLA unrolls loops for GPUs.
-        "compiled": sorted({"".join(names) for names in called}),
+        "compiled": sorted("".join(names) for names in called),
         "temporary": memory.temp_size_in_bytes,
     }
 

@@ -39,8 +39,9 @@ def attend(q: Array, k: Array, v: Array, pattern: Pattern, context: Context, *, 
     keys = context.documents if context.key_documents is None else context.key_documents
     documents = None if context.documents is None or keys is None else splash.SegmentIds(context.documents, keys)
 
-    # The kernels declare outputs without saying over which axes they vary, so that JAX's tracking must stop at their border: inside, all
-    # counts as the same everywhere. The vector-Jacobian product is taken inside, too, and kept as residuals with what it holds.
+    # The kernels declare outputs without saying over which axes they vary, so that JAX's tracking must stop at their border: inside, the
+    # result of any operation, such as of swapping heads, counts as the same everywhere. The vector-Jacobian product is taken inside, too,
+    # and kept with what it holds for the backward pass.
     @unchecked
     def run(q: Array, k: Array, v: Array, documents: Any) -> tuple[Array, Any]:
         kernel = jax.vmap(_kernel(pattern, q.shape[2], q.shape[1], k.shape[1], interpret))

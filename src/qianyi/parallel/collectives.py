@@ -34,10 +34,10 @@ def vary_as(x: Array, like: Array) -> Array:
 
 
 def unchecked(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`f` without the tracking of what varies, for operations that do not take part in it. What `f` computes counts as the same on all
-    devices, and wants `vary_as`; it must be differentiated inside."""
-    inside = jax.sharding.get_abstract_mesh().manual_axes
-    return jax.shard_map(f, in_specs=P(), out_specs=P(), check_vma=False) if inside else f
+    """`f` without the tracking of what varies, for operations that take no part in it. What `f` computes counts as the same on all devices
+    until `vary_as` says otherwise, so a derivative across its border would be summed over devices: `f` has to take its own."""
+    in_region = jax.sharding.get_abstract_mesh().manual_axes
+    return jax.shard_map(f, in_specs=P(), out_specs=P(), check_vma=False) if in_region else f
 
 
 def sum_over(x: Array, axes: Sequence[str]) -> Array:
