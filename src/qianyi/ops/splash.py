@@ -19,7 +19,7 @@ from qianyi.parallel.collectives import unchecked, vary_as
 LANES = 128
 """Numbers side by side in a vector register of a TPU: blocks are whole multiples."""
 LARGEST_BLOCK = 512
-"""Queries, and keys, of a block: its scores, 1 MiB in float32, leave room in 16 MiB of vector memory for what is read ahead."""
+"""Queries, and keys, of a block, whose scores are 1 MiB in float32. Not tuned."""
 
 
 def lacks(q: Array, k: Array, v: Array, pattern: Pattern, context: Context) -> Iterator[str]:
