@@ -211,7 +211,8 @@ def _head_backward(
     """float32 gradients of q, k, v and bias."""
     q, k, v = head[:3]
     d_qs: list[Array] = []
-    d_k, d_v = jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
+    # Of keys and values, positions last: so a CPU's matrix kernels take all operands as they lie.
+    d_k, d_v = jnp.zeros_like(k.T, jnp.float32), jnp.zeros_like(v.T, jnp.float32)
     d_bias = None if head.bias is None else jnp.zeros_like(head.bias)
     for rows, keys in _blocks(pattern, head):
         scores, slope = _scores(pattern, head, rows, keys)
@@ -222,10 +223,10 @@ def _head_backward(
             d_bias += jax.vjp(partial(_by_distance, rows=rows, keys=keys, n_keys=k.shape[0]), head.bias)[1](d_scores)[0]
         d_scores = (d_scores if slope is None else d_scores * slope).astype(k.dtype)
         d_qs.append(jnp.einsum("rts,sk->rtk", d_scores, k[keys], preferred_element_type=jnp.float32))
-        d_kb = jnp.einsum("rts,rtk->sk", d_scores, q[:, rows], preferred_element_type=jnp.float32)
-        d_vb = jnp.einsum("rts,rtk->sk", weights.astype(v.dtype), d_out[:, rows], preferred_element_type=jnp.float32)
-        d_k, d_v = d_k.at[keys].add(d_kb), d_v.at[keys].add(d_vb)
-    return jnp.concatenate(d_qs, axis=1), d_k, d_v, d_bias
+        d_kb = jnp.einsum("rtk,rts->ks", q[:, rows], d_scores, preferred_element_type=jnp.float32)
+        d_vb = jnp.einsum("rtk,rts->ks", d_out[:, rows], weights.astype(v.dtype), preferred_element_type=jnp.float32)
+        d_k, d_v = d_k.at[:, keys].add(d_kb), d_v.at[:, keys].add(d_vb)
+    return jnp.concatenate(d_qs, axis=1), d_k.T, d_v.T, d_bias
 
 
 def _blocks(pattern: Pattern, head: Heads) -> Iterator[tuple[slice, slice]]:

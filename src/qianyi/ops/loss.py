@@ -104,13 +104,13 @@ def _loss_forward(shape: Shape, x: Array, output: Output, targets: Array) -> tup
         d_bias = None if d_bias is None else d_bias + d_logits.sum(axis=0)
         d_logits = d_logits.astype(x.dtype)
         d_x = jnp.einsum("cv,vd->cd", d_logits, table)
-        d_table = d_table + jnp.einsum("cd,cv->dv", xc, d_logits, preferred_element_type=jnp.float32)
+        d_table = d_table + jnp.einsum("cv,cd->vd", d_logits, xc, preferred_element_type=jnp.float32)
         return (_add(sums, more), d_table, d_bias), d_x
 
     d_bias = None if bias is None else vary(jnp.zeros(bias.shape, jnp.float32))
-    init = (_zero_sums(), vary(jnp.zeros(table.shape[::-1], jnp.float32)), d_bias)
+    init = (_zero_sums(), vary(jnp.zeros(table.shape, jnp.float32)), d_bias)
     (sums, d_table, d_bias), d_x = lax.scan(body, init, _chunks(shape.chunk_tokens, x, targets))
-    return sums, (d_x.reshape(x.shape), Output(d_table.T.astype(table.dtype), d_bias))
+    return sums, (d_x.reshape(x.shape), Output(d_table.astype(table.dtype), d_bias))
 
 
 def _loss_backward(shape: Shape, saved: tuple[Array, Output], cotangents: Sums) -> tuple[Array, Output, None]:
