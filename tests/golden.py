@@ -40,8 +40,9 @@ TINY = {"bert": "bert-tiny", "t5": "t5-tiny"}
 OBJECTIVES = {"glm": {"kind": "prefix"}, "t5 v1.1": {"kind": "span_corruption"}, "vaswani": {"kind": "span_corruption"}}
 """Where it is not causal."""
 TOLERANCE_NATS, TOLERANCE_NATS_OF_EXPERTS = 2e-2, 4e-2
-"""Rounding differs between CPUs, and what it does to the loss grows from step to step. Another order of the sums in two gradients moved losses
-by up to 9e-3 nats, and by 1.5e-2 where one token sent to another expert makes all later steps differ; on one machine runs are equal."""
+"""Rounding differs between CPUs, and what it does to the loss grows from step to step. Another order of sums in two gradients moved
+losses by up to 9e-3 nats, and by 1.5e-2 where one token sent to another expert makes all later steps differ; on one machine runs are
+equal."""
 
 
 class Outcome(NamedTuple):
