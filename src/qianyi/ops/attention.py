@@ -223,10 +223,16 @@ def _head_backward(
             d_bias += jax.vjp(partial(_by_distance, rows=rows, keys=keys, n_keys=k.shape[0]), head.bias)[1](d_scores)[0]
         d_scores = (d_scores if slope is None else d_scores * slope).astype(k.dtype)
         d_qs.append(jnp.einsum("rts,sk->rtk", d_scores, k[keys], preferred_element_type=jnp.float32))
-        d_kb = jnp.einsum("rtk,rts->ks", q[:, rows], d_scores, preferred_element_type=jnp.float32)
-        d_vb = jnp.einsum("rtk,rts->ks", d_out[:, rows], weights.astype(v.dtype), preferred_element_type=jnp.float32)
+        d_kb = _over_rows(q[:, rows], d_scores)
+        d_vb = _over_rows(d_out[:, rows], weights.astype(v.dtype))
         d_k, d_v = d_k.at[:, keys].add(d_kb), d_v.at[:, keys].add(d_vb)
     return jnp.concatenate(d_qs, axis=1), d_k.T, d_v.T, d_bias
+
+
+def _over_rows(a: Array, b: Array) -> Array:
+    """[R, rows, K] and [R, rows, S] -> float32 [K, S]. As matrices: a CPU has no kernel for a bfloat16 product over two dims."""
+    a, b = (x.reshape(-1, x.shape[-1]) for x in (a, b))
+    return jnp.matmul(a.T, b, preferred_element_type=jnp.float32)
 
 
 def _blocks(pattern: Pattern, head: Heads) -> Iterator[tuple[slice, slice]]:
