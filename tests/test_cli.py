@@ -143,7 +143,9 @@ def test_show_prints_a_recipe_that_loads_with_origins_and_totals(tmp_path: Path)
 
 def test_recipes_are_one_line_each_in_a_pipe() -> None:
     lines = qianyi("recipes").stdout.splitlines()
-    assert [line.split()[0] for line in lines[:5]] == ["recipe", "bert-tiny", "t5-tiny", "quickstart", "t5-small"], "the smallest first"
+    assert [line.split()[0] for line in lines[:5]] == ["recipe", "bert-tiny", "t5-tiny", "quickstart", "t5-small"], (
+        "the smallest first"
+    )
     assert lines[4].split()[:3] == ["t5-small", "60.51M", "8"] and "Raffel" in lines[4]
     assert len(lines) == 1 + len(recipes.names()) and not any("\x1b" in line for line in lines)
 
