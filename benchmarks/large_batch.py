@@ -9,14 +9,8 @@ root (You et al. 2020). Warm-up is a twentieth of the tokens that a run may read
 """
 
 import argparse
-import datetime
 import json
 import math
-import os
-import platform
-import re
-import shlex
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -26,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from curves import Curve, Panel, picture
+from machine import measured_here
 from numpy.typing import NDArray
 
 from qianyi.config.check import check
@@ -253,16 +248,8 @@ def _arguments() -> argparse.Namespace:
 
 def _about(effort: Effort) -> dict[str, Any]:
     """Where and how it was measured."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
-        "command": shlex.join(["python", "benchmarks/large_batch.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "commit": head.stdout.strip(),
-        "jax": jax.__version__,
+        **measured_here("large_batch.py"),
         "parameters": parameter_count(make_config(Run("sgd", "none", BASE, 1, 1), effort).model),
         "effort": asdict(effort),
     }

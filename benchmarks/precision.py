@@ -9,14 +9,8 @@ learn here about speed.
 """
 
 import argparse
-import datetime
 import gc
 import json
-import os
-import platform
-import re
-import shlex
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -26,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from machine import measured_here
 
 from qianyi.cli.data import prepare_with_progress
 from qianyi.cli.run import Session, begin
@@ -122,17 +117,9 @@ def _arguments() -> argparse.Namespace:
 
 def _about(options: argparse.Namespace) -> dict[str, Any]:
     """Where and how it was measured."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     config = load("quickstart", SMALL).config
     return {
-        "command": shlex.join(["python", "benchmarks/precision.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "commit": head.stdout.strip(),
-        "jax": jax.__version__,
+        **measured_here("precision.py"),
         "parameters": parameter_count(config.model),
         "steps": options.steps,
         "step_tokens": config.train.batch_size * config.train.seq_len,
