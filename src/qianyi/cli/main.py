@@ -60,6 +60,57 @@ def show(recipe: Recipe, overrides: Overrides = None, layout: Layout = None) -> 
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe or a YAML file.")] = None,
+    overrides: Overrides = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", "--target", metavar="CHIP:SHAPE", help="Such as h100:128x8, tpu-v5p:8x8x16, or a YAML file."),
+    ] = None,
+    params: Annotated[str | None, typer.Option(metavar="N", help="In place of a recipe: a size, such as 175b.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="N", help="Length of the run, such as 300b.")] = None,
+    layout: Layout = None,
+    keep_layout: Annotated[bool, typer.Option("--keep-layout", help="Cost the recipe's own layout.")] = False,
+    precision: Annotated[str | None, typer.Option(help="bf16, fp8 or int8.")] = None,
+    deadline: Annotated[str | None, typer.Option(metavar="DAYS|DATE", help="Such as 30d or 2027-03-01.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="USD", help="Such as 2m.")] = None,
+    price: Annotated[str | None, typer.Option(metavar="USD", help="Per chip and hour, such as 2.5 or 2-3.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Every term with its formula and source.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where the plan goes as a recipe; with --rows, the table.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.svg", help="Where a picture goes.")] = None,
+    rows: Annotated[Path | None, typer.Option("--rows", metavar="FILE.csv", help="Predict every row of a table of runs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Find the best layout on a cluster, and what the run takes: memory, time, days, money, failures."""
+    from qianyi.cli import plan
+    from qianyi.errors import ConfigError
+
+    if rows is not None:
+        if out is None:
+            raise ConfigError("--rows: say where the table goes with --out FILE.csv")
+        plan.rows(rows, out)
+        return
+    if recipe is not None and "=" in recipe:
+        recipe, overrides = None, [recipe, *(overrides or [])]
+    asked = plan.question(
+        recipe,
+        overrides or [],
+        cluster,
+        params=params,
+        tokens=tokens,
+        layout=layout,
+        precision=precision,
+        deadline=deadline,
+        budget=budget,
+        price=price,
+        keep_layout=keep_layout,
+    )
+    plan.run(asked, out, as_json, explain, picture)
+
+
+@app.command()
 def verify(
     recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")] = None,
     overrides: Overrides = None,

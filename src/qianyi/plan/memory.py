@@ -1,0 +1,97 @@
+"""Bytes on one chip, by what they hold. The fullest chip of a pipeline counts: the first stage's."""
+
+import numpy as np
+
+from qianyi.plan.case import Case, Number
+from qianyi.plan.compute import FULL, HALF
+from qianyi.plan.constants import Constants
+from qianyi.plan.step import Terms, layers_per_stage, stage_params
+
+LOGIT_BYTES = 2 * (FULL + HALF)
+"""Of a logit and of its gradient: in float32, and in the type of the product that made it."""
+
+
+def memory(case: Case) -> Terms:
+    """Bytes per chip, without what a runtime takes for itself (`qianyi.plan.constants`)."""
+    layout, method = case.layout, case.method
+    fixed, experts = stage_params(case)
+
+    def held(bytes_each: Number, sharded: Number) -> Number:
+        return bytes_each * (fixed / np.where(sharded, layout.shard, 1.0) + experts / np.where(sharded, layout.expert_shard, 1.0))
+
+    # Gradients are whole where they are reduced once per step, after the last microbatch.
+    gradients_sharded = (layout.zero == 2) | ((layout.zero >= 3) & (layout.gather_each > 0))
+    return {
+        "weights": held(method.stored_bytes, layout.zero >= 3),
+        "weights in use": _weights_in_use(case, fixed + experts),
+        "gradients": held(method.gradient_bytes, gradients_sharded),
+        "optimizer": held(method.optimizer_bytes, layout.zero >= 1),
+        "activations": _activations(case),
+        "working set": _working_set(case),
+        "logits": np.minimum(layout.micro_tokens, method.loss_tokens) * case.model.vocab_size / layout.tensor * LOGIT_BYTES,
+    }
+
+
+def total_bytes(case: Case, k: Constants) -> Number:
+    """With what the runtime and its allocator take."""
+    return k.runtime_bytes + sum(memory(case).values()) * k.allocation
+
+
+def _weights_in_use(case: Case, params: Number) -> Number:
+    """Copies in the type of computation: of all weights where they are gathered (or cast) once per step, else of two layers, the one at
+    work and the next."""
+    layout, method = case.layout, case.method
+    two_layers = 2 * params / layers_per_stage(case)
+    sharded = (layout.zero >= 3) & (layout.shard > 1)
+    cast = method.stored_bytes > method.weight_bytes
+    whole = method.weight_bytes * params
+    return np.where(sharded & (layout.gather_each > 0), method.weight_bytes * two_layers, np.where(sharded | cast, whole, 0.0))
+
+
+def _stream(case: Case) -> Number:
+    """Elements per token of the residual stream between products."""
+    return case.model.d_model / np.where(case.method.sequence_parallel > 0, case.layout.tensor, 1.0)
+
+
+def kept_elements(case: Case) -> Number:
+    """Elements per token that a layer keeps for its backward pass (Korthikanti et al. 2022, section 4, without constants of one
+    architecture)."""
+    m, method, tensor = case.model, case.method, case.layout.tensor
+    stream = _stream(case)
+    dense, routed = m.dense_layers / m.n_layers, m.moe_layers / m.n_layers
+    width = dense * m.d_ff + routed * m.d_expert * (m.experts_per_token + m.shared_experts)
+    products = (m.qkv_width + m.n_heads * m.d_value + (m.ff_matrices - 1) * width) / tensor + stream
+    products = products + routed * 2 * m.experts_per_token * m.d_model / tensor
+    others = 2 * stream + width / tensor + method.dropout * stream
+    scores = np.where(method.flash > 0, 0.0, 2.5 * m.n_heads * case.layout.seq_len / tensor)
+    kept = (1 - np.minimum(method.recompute, 1.0)) * products + method.keep_elementwise * others
+    return stream + kept + (1 - method.recompute_attention) * scores
+
+
+def _in_flight(case: Case) -> Number:
+    """Microbatches whose activations the first stage holds (Narayanan et al. 2021, section 2.2)."""
+    layout = case.layout
+    stages = layout.stage + np.where(layout.chunks > 1, (layout.stage - 1) / layout.chunks, 0.0)
+    return np.where(layout.stage > 1, np.minimum(stages, layout.microbatches), 1.0)
+
+
+def _activations(case: Case) -> Number:
+    """Kept for the backward pass, on the device."""
+    layout, method = case.layout, case.method
+    tokens, layers = layout.micro_tokens, layers_per_stage(case)
+    whole = layers * method.weight_bytes * tokens * kept_elements(case) * (1 - method.offload)
+    # Inputs of every chunk, and all of one microbatch at a time.
+    ahead = 2 * (layout.stage - 1) + (layout.chunks - 1) * layout.stage + 1
+    inputs = method.weight_bytes * tokens * _stream(case) * np.minimum(ahead, layout.microbatches * layout.chunks)
+    return np.where((method.stage_remat > 0) & (layout.stage > 1), inputs + whole / layout.chunks, whole * _in_flight(case))
+
+
+def _working_set(case: Case) -> Number:
+    """What one layer makes on its way backward and drops again: what it did not keep, and gradients of as much; whole sequences where
+    tensor
+    parallelism gathers them."""
+    m, tensor = case.model, case.layout.tensor
+    dense, routed = m.dense_layers > 0, m.moe_layers > 0
+    width = np.maximum(dense * m.d_ff, routed * m.d_expert * (m.experts_per_token + m.shared_experts))
+    everything = 2 * m.d_model + (m.qkv_width + m.n_heads * m.d_value + m.ff_matrices * width) / tensor
+    return 2 * case.method.weight_bytes * case.layout.micro_tokens * everything
