@@ -98,25 +98,19 @@ def recompute_numbers(remat: str, m: ModelConfig, *, skips_last: bool) -> tuple[
     qkv, out, down = D * V * (H + 2 * m.kv_heads), D * H * V, ff
     layer = qkv + out + (3 if m.gated else 2) * ff
     all_but_last = 1 - down / layer if skips_last else 1.0
-    match remat.split("(", maxsplit=1)[0]:
-        case "full":
-            return all_but_last, 1.0, 0.0
-        case "custom" | "custom-offload" | "qkv_proj_offloaded":
-            return all_but_last - qkv / layer, 0.0, 0.0
-        case "selective" if "every-2nd" in remat:
-            return 0.5, 0.5, 0.5
-        case "selective" if "op" in remat:
-            return 0.4, 0.0, 0.0
-        case "selective":
-            return 0.0, 1.0, 1.0
-        case "minimal":
-            return 0.0, 1.0, 0.0
-        case "save_dot_with_context_except_mlp":
-            return (layer - qkv - out - down) / layer, 0.0, 0.0
-        case "minimal_with_context" | "matmuls":
-            return 0.0, 0.0, 0.0
-        case _:
-            return 0.0, 0.0, 1.0
+    named = {
+        "full": (all_but_last, 1.0, 0.0),
+        "offloads": (all_but_last - qkv / layer, 0.0, 0.0),
+        "selective(every-2nd-layer)": (0.5, 0.5, 0.5),
+        "selective(op)": (0.4, 0.0, 0.0),
+        "selective": (0.0, 1.0, 1.0),
+        "minimal": (0.0, 1.0, 0.0),
+        "save_dot_with_context_except_mlp": ((layer - qkv - out - down) / layer, 0.0, 0.0),
+        "minimal_with_context": (0.0, 0.0, 0.0),
+        "matmuls": (0.0, 0.0, 0.0),
+    }
+    offloads = remat.startswith("custom") or "offloaded" in remat
+    return named.get("offloads" if offloads else remat, (0.0, 0.0, 1.0))
 
 
 def optimizer_bytes(config: Config) -> float:

@@ -119,10 +119,10 @@ def torus_shape(of: Chip, n_chips: int) -> tuple[int, ...]:
     return best
 
 
-def _switched(of: Chip, wanted: str, dims: tuple[int, ...], slices: str | None, far: float) -> Cluster:
-    if slices or len(dims) > 2:
+def _switched(of: Chip, wanted: str, shape: tuple[int, ...], slices: str | None, far: float) -> Cluster:
+    if slices or len(shape) not in {1, 2}:
         raise ConfigError(f"cluster `{wanted}`: {_expected(of)}")
-    hosts, per_host = (dims[0], dims[-1]) if len(dims) == 2 else _hosts(of, dims[0])
+    hosts, per_host = (int(shape[0]), int(shape[-1])) if len(shape) == 2 else _hosts(of, int(shape[0]))
     if per_host > of.domain_chips:
         raise ConfigError(
             f"cluster `{wanted}`: {of.domain_chips} chips of {of.name} at most share a fast network, not {per_host}; "
