@@ -1,5 +1,7 @@
 """Numbers of a case from configurations: what a recipe and a cluster say."""
 
+from typing import NamedTuple
+
 from qianyi.config.check import ACTIVATIONS, MATMUL_ACTIVATIONS
 from qianyi.config.counts import parameter_count
 from qianyi.config.model import ModelConfig
@@ -88,8 +90,21 @@ def machine_numbers(cluster: Cluster, precision: str) -> Machine:
     )
 
 
-def recompute_numbers(remat: str, m: ModelConfig, *, skips_last: bool) -> tuple[float, float, float]:
-    """(share of a layer's products, of attention's scores, 1 where results of elementwise operations are kept) of a policy's name.
+class Remat(NamedTuple):
+    """What a policy runs again in the backward pass and what it keeps, as shares."""
+
+    products: float
+    """Of a layer's products, run again."""
+    attention: float
+    """Of attention's scores, run again."""
+    keeps_products: float
+    """Of products' results, kept."""
+    keeps_elementwise: float
+    """Of other results, kept."""
+
+
+def remat_numbers(remat: str, m: ModelConfig, *, skips_last: bool) -> Remat:
+    """Of a policy's name: this program's presets, and those of published runs.
 
     `skips_last`: recomputing a block leaves out its last product, whose result the backward pass does not need.
     """
@@ -98,19 +113,20 @@ def recompute_numbers(remat: str, m: ModelConfig, *, skips_last: bool) -> tuple[
     qkv, out, down = D * V * (H + 2 * m.kv_heads), D * H * V, ff
     layer = qkv + out + (3 if m.gated else 2) * ff
     all_but_last = 1 - down / layer if skips_last else 1.0
+    made = qkv + out + (3 if m.gated else 2) * ff - down + D * D
     named = {
-        "full": (all_but_last, 1.0, 0.0),
-        "offloads": (all_but_last - qkv / layer, 0.0, 0.0),
-        "selective(every-2nd-layer)": (0.5, 0.5, 0.5),
-        "selective(op)": (0.4, 0.0, 0.0),
-        "selective": (0.0, 1.0, 1.0),
-        "minimal": (0.0, 1.0, 0.0),
-        "save_dot_with_context_except_mlp": ((layer - qkv - out - down) / layer, 0.0, 0.0),
-        "minimal_with_context": (0.0, 0.0, 0.0),
-        "matmuls": (0.0, 0.0, 0.0),
+        "full": Remat(all_but_last, 1.0, 0.0, 0.0),
+        "offloads": Remat(all_but_last - qkv / layer, 0.0, qkv / made, 0.0),
+        "selective(every-2nd-layer)": Remat(0.5, 0.5, 0.5, 0.5),
+        "selective(op)": Remat(0.4, 0.0, 0.6, 0.0),
+        "selective": Remat(0.0, 1.0, 1.0, 1.0),
+        "minimal": Remat(0.0, 1.0, 1.0, 0.0),
+        "save_dot_with_context_except_mlp": Remat((layer - qkv - out - down) / layer, 0.0, (qkv + out) / made, 0.0),
+        "minimal_with_context": Remat(0.0, 0.0, 1.0, 0.0),
+        "matmuls": Remat(0.0, 0.0, 1.0, 0.0),
     }
     offloads = remat.startswith("custom") or "offloaded" in remat
-    return named.get("offloads" if offloads else remat, (0.0, 0.0, 1.0))
+    return named.get("offloads" if offloads else remat, Remat(0.0, 0.0, 1.0, 1.0))
 
 
 def optimizer_bytes(config: Config) -> float:
@@ -125,7 +141,7 @@ def optimizer_bytes(config: Config) -> float:
 def method_numbers(config: Config) -> Method:
     """How this program trains a recipe."""
     m, layout = config.model, config.layout
-    again, attention, keeps = recompute_numbers(_preset(m), m, skips_last=True)
+    remat = remat_numbers(_preset(m), m, skips_last=True)
     staged = layout.stage > 1
     half = m.dtype == "bfloat16"
     return Method(
@@ -133,9 +149,10 @@ def method_numbers(config: Config) -> Method:
         flash=1,
         dropout=0,
         # A stage of the pipeline runs forward again before it goes backward.
-        recompute=again + (1.0 if staged else 0.0),
-        recompute_attention=attention + (1.0 if staged else 0.0),
-        keep_elementwise=keeps,
+        recompute=remat.products + (1.0 if staged else 0.0),
+        recompute_attention=remat.attention + (1.0 if staged else 0.0),
+        keep_products=remat.keeps_products,
+        keep_elementwise=remat.keeps_elementwise,
         offload=1.0 if m.offloaded_activations else 0.0,
         stage_remat=1,
         shares_tables=1,

@@ -163,8 +163,10 @@ class Method(Numbers):
     """Share of a layer's forward matrix products that runs again in the backward pass."""
     recompute_attention: Number
     """The same of attention's scores."""
+    keep_products: Number
+    """Share of products' results that is kept for the backward pass."""
     keep_elementwise: Number
-    """1: results of norms and activation functions are kept; 0: made again."""
+    """The same of norms and activation functions."""
     offload: Number
     """Share of what is kept that lies in the host's memory."""
     stage_remat: Number

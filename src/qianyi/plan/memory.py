@@ -24,7 +24,7 @@ def memory(case: Case) -> Terms:
     return {
         "weights": held(method.stored_bytes, layout.zero >= 3),
         "weights in use": _weights_in_use(case, fixed + experts),
-        "gradients": held(method.gradient_bytes, gradients_sharded),
+        "gradients": held(method.gradient_bytes, gradients_sharded) + _gradients_of_a_chunk(case, fixed + experts),
         "optimizer": held(method.optimizer_bytes, layout.zero >= 1),
         "activations": _activations(case),
         "working set": _working_set(case),
@@ -48,6 +48,14 @@ def _weights_in_use(case: Case, params: Number) -> Number:
     return np.where(sharded & (layout.gather_each > 0), method.weight_bytes * two_layers, np.where(sharded | cast, whole, 0.0))
 
 
+def _gradients_of_a_chunk(case: Case, params: Number) -> Number:
+    """Before they are added to those of other microbatches: a pipeline that runs its stages again computes them chunk by chunk."""
+    layout, method = case.layout, case.method
+    tables = case.model.table_params / layout.tensor
+    chunk = tables + (params - tables) / layout.chunks
+    return np.where((layout.stage > 1) & (method.stage_remat > 0), method.gradient_bytes * chunk, 0.0)
+
+
 def _stream(case: Case) -> Number:
     """Elements per token of the residual stream between products."""
     return case.model.d_model / np.where(case.method.sequence_parallel > 0, case.layout.tensor, 1.0)
@@ -64,8 +72,8 @@ def kept_elements(case: Case) -> Number:
     products = products + routed * 2 * m.experts_per_token * m.d_model / tensor
     others = 2 * stream + width / tensor + method.dropout * stream
     scores = np.where(method.flash > 0, 0.0, 2.5 * m.n_heads * case.layout.seq_len / tensor)
-    kept = (1 - np.minimum(method.recompute, 1.0)) * products + method.keep_elementwise * others
-    return stream + kept + (1 - method.recompute_attention) * scores
+    kept = method.keep_products * products + method.keep_elementwise * others
+    return stream + kept + method.keep_elementwise * (1 - np.minimum(method.recompute_attention, 1.0)) * scores
 
 
 def _in_flight(case: Case) -> Number:

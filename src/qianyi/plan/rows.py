@@ -14,7 +14,7 @@ from pathlib import Path
 from qianyi.config.counts import parameter_count
 from qianyi.config.model import AttentionConfig, LatentConfig, ModelConfig, MoEConfig
 from qianyi.errors import ConfigError, DataError
-from qianyi.plan.build import machine_numbers, model_numbers, recompute_numbers
+from qianyi.plan.build import machine_numbers, model_numbers, remat_numbers
 from qianyi.plan.case import Case, Layout, Method
 from qianyi.plan.chips import GIGA, Chip, chip
 from qianyi.plan.cluster import Cluster, make_cluster, torus_shape
@@ -200,13 +200,14 @@ def _layout(row: Row, stack: Stack, n_chips: int) -> Layout:
         micro = micro or 1.0
         batch = data * micro * (8 * stage if stage > 1 else 1)
     share = batch / data
-    micro = min(micro or (1.0 if stage > 1 else 2.0), share)
+    usual = share / stage if stack.fills_once else 1.0
+    micro = min(micro or (usual if stage > 1 else 2.0), share)
     fsdp = _fsdp(row)
     if stage == 1 and fsdp is not None and not row.get("micro_batch"):
         micro = share
     if row["chip"].startswith("TPU"):
         micro = share  # of a chip, where the table counts JAX devices
-    over = (fsdp or data * context) if fsdp is not None else data * context
+    over = fsdp * context if fsdp else data * context
     zero = 3 if fsdp is not None else int((row.get("fsdp_or_zero_stage") or str(stack.zero))[0])
     return Layout(
         seq_len=_need(row, "seq_len"),
@@ -251,14 +252,15 @@ def _cluster(of: Chip, n_chips: int, row: Row) -> Cluster:
 def _method(row: Row, stack: Stack, model: ModelConfig, precision: str) -> Method:
     remat = row.get("recompute") or stack.remat
     offload = 1.0 if "offload" in remat else 0.0
-    again, attention, keeps = recompute_numbers(remat, model, skips_last=bool(stack.skips_last))
+    policy = remat_numbers(remat, model, skips_last=bool(stack.skips_last))
     return Method(
         sequence_parallel=stack.sequence_parallel,
         flash=stack.flash,
         dropout=stack.dropout,
-        recompute=again,
-        recompute_attention=attention,
-        keep_elementwise=keeps,
+        recompute=policy.products,
+        recompute_attention=policy.attention,
+        keep_products=policy.keeps_products,
+        keep_elementwise=policy.keeps_elementwise,
         offload=offload,
         stage_remat=0,
         shares_tables=0,

@@ -14,7 +14,7 @@ from qianyi.config.check import check
 from qianyi.config.load import load
 from qianyi.config.schema import Config
 from qianyi.errors import ConfigError
-from qianyi.plan.build import case_of, machine_numbers, method_numbers, model_numbers, precision_of, recompute_numbers
+from qianyi.plan.build import case_of, machine_numbers, method_numbers, model_numbers, precision_of, remat_numbers
 from qianyi.plan.case import Case, Layout
 from qianyi.plan.cluster import Cluster
 from qianyi.plan.constants import Constants, constants
@@ -79,13 +79,19 @@ def case_of_candidates(config: Config, cluster: Cluster, found: Candidates) -> C
         gather_each=(found.gather == GATHERS.index("layer")).astype(np.float64),
     )
     method = method_numbers(config)
-    presets = np.array([recompute_numbers(name, config.model, skips_last=True) for name in REMATS])
-    again, attention, keeps = presets[found.remat].T
+    presets = np.array([remat_numbers(name, config.model, skips_last=True) for name in REMATS])
+    again, attention, products, elementwise = presets[found.remat].T
     staged = found.stage > 1
     return Case(
         model=model_numbers(config.model, config.train.seq_len),
         layout=layout,
-        method=replace(method, recompute=again + staged, recompute_attention=attention + staged, keep_elementwise=keeps),
+        method=replace(
+            method,
+            recompute=again + staged,
+            recompute_attention=attention + staged,
+            keep_products=products,
+            keep_elementwise=elementwise,
+        ),
         machine=machine_numbers(cluster, precision_of(config)),
     )
 

@@ -28,6 +28,7 @@ class Stack:
     overlaps: int = 1
     tensor_overlaps: int = 0
     interleaves: int = 0
+    fills_once: int = 0
     host_gbps: float = 0.0
     source: str = ""
 
