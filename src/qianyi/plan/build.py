@@ -155,6 +155,7 @@ def method_numbers(config: Config) -> Method:
         keep_elementwise=remat.keeps_elementwise,
         offload=1.0 if m.offloaded_activations else 0.0,
         stage_remat=1,
+        adds_gradients=1,
         shares_tables=1,
         loss_tokens=config.train.loss_chunk_tokens,
         stored_bytes=HALF if config.train.param_dtype == "bfloat16" else FULL,

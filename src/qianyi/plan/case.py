@@ -171,6 +171,8 @@ class Method(Numbers):
     """Share of what is kept that lies in the host's memory."""
     stage_remat: Number
     """1: a pipeline keeps only the inputs of its stages, and runs a stage forward again before it goes backward."""
+    adds_gradients: Number
+    """1: a microbatch's gradients are whole before they are added to those before; 0: they are added one by one."""
     shares_tables: Number
     """1: every stage of a pipeline holds the embedding and the output projection."""
     loss_tokens: Number

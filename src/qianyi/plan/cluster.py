@@ -112,7 +112,7 @@ def torus_shape(of: Chip, n_chips: int) -> tuple[int, ...]:
         seconds = [b for b in range(a, math.isqrt(rest) + 1) if rest % b == 0] if of.torus_axes == 3 else [rest]
         for b in seconds:
             dims = (a, b, rest // b) if of.torus_axes == 3 else (a, rest)
-            if best is None or max(dims) < max(best):
+            if best is None or (max(dims), -min(dims)) < (max(best), -min(best)):
                 best = dims
     if best is None:
         raise ConfigError(f"{n_chips} chips do not form a torus of {of.torus_axes} dimensions")

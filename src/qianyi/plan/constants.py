@@ -104,7 +104,7 @@ class Prior:
 
 
 PRIORS = {
-    "matmul_efficiency": Prior("generation", 0.80, 0.10, (("tpu", 0.90), ("ampere", 0.87), ("volta", 0.85))),
+    "matmul_efficiency": Prior("generation", 0.80, 0.10, (("tpu", 0.90), ("ampere", 0.87), ("volta", 0.85), ("cdna", 0.51))),
     "eight_bit_efficiency": Prior("bits", 0.65, 0.10, (("4", 0.45), ("tpu", 0.75))),
     "matmul_depth": Prior("network", 150.0, 0.7),
     "wave_loss": Prior("network", 0.3, 0.7),
@@ -124,15 +124,15 @@ PRIORS = {
     "expert_exposed": Prior("lineage", 0.7, 0.4),
     "stage_exposed": Prior("all", 0.8, 0.4),
     "overlap": Prior("overlap", 1.05, 0.05, (("hides", 3.0),)),
-    "layer_seconds": Prior("lineage", 2e-5, 1.0),
+    "layer_seconds": Prior("stack", 2e-5, 1.0),
     "moe_layer_seconds": Prior("stack", 1e-3, 1.0),
     "step_seconds": Prior("stack", 5e-3, 1.0),
-    "jitter": Prior("network", 4e-3, 0.5),
+    "jitter": Prior("network", 6e-3, 0.6, (("torus", 0.025),)),
     "runtime_bytes": Prior("network", 2.5e9, 0.3, (("torus", 0.4e9),)),
     "allocation": Prior("lineage", 1.15, 0.08, (("torus", 1.05),)),
     "chip_pace": Prior("chip", 1.0, 0.07),
-    "stack_pace": Prior("stack", 1.0, 0.08),
-    "pair_pace": Prior("group", 1.0, 0.05),
+    "stack_pace": Prior("stack", 1.0, 0.12),
+    "pair_pace": Prior("group", 1.0, 0.03),
 }
 
 

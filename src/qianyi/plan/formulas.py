@@ -46,20 +46,25 @@ TIME = {
 }
 MEMORY = {
     "weights": ("parameters as stored / (tensor x expert x stage), / shards under ZeRO-3", "Rajbhandari et al. 2020"),
-    "gradients": (
-        "parameters x bytes / (tensor x expert x stage), / shards where they are scattered for each microbatch",
-        "Rajbhandari et al. 2020",
-    ),
-    "optimizer": ("moments (and a master copy, where weights are stored in 16 bits) / shards", "Rajbhandari et al. 2020"),
     "weights in use": (
         "copies in the type of computation: of the stage where gathered once per step, else of two layers",
         "qianyi.train.weights",
     ),
+    "gradients": (
+        "parameters x 4 bytes / (tensor x expert x stage), / shards where they are scattered for each microbatch",
+        "Rajbhandari et al. 2020",
+    ),
+    "new gradients": ("of one microbatch (of a chunk, in a pipeline), before they are added to the others'", "qianyi.train.step"),
+    "optimizer": ("moments (and a master copy, where weights are stored in 16 bits) / shards", "Rajbhandari et al. 2020"),
     "activations": (
-        "layers x tokens x elements kept by the remat policy; a pipeline of this program keeps inputs of stages and one microbatch's rest",
+        "layers x tokens x elements that the remat policy keeps; a pipeline of this program keeps inputs of stages, and one "
+        "microbatch's rest",
         "Korthikanti et al. 2022, section 4, generalized; Narayanan et al. 2021",
     ),
-    "working set": ("what one layer makes on its way backward", "counted; checked against compiled programs"),
-    "logits": ("tokens of a chunk x vocabulary / tensor x 12 bytes", "counted"),
+    "working set": (
+        "what one layer makes on its way backward, and gradients of as much",
+        "counted; compared with compiled programs",
+    ),
+    "logits": ("tokens of a chunk x vocabulary / tensor x 12 bytes, beyond the working set", "counted"),
     "runtime": ("driver and communicators, and what allocators leave unused", "fitted on published peaks (docs/accuracy.md)"),
 }

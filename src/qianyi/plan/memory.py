@@ -21,14 +21,18 @@ def memory(case: Case) -> Terms:
 
     # Gradients are whole where they are reduced once per step, after the last microbatch.
     gradients_sharded = (layout.zero == 2) | ((layout.zero >= 3) & (layout.gather_each > 0))
+    working = _working_set(case)
+    logits = np.minimum(layout.micro_tokens, method.loss_tokens) * case.model.vocab_size / layout.tensor * LOGIT_BYTES
     return {
         "weights": held(method.stored_bytes, layout.zero >= 3),
         "weights in use": _weights_in_use(case, fixed + experts),
-        "gradients": held(method.gradient_bytes, gradients_sharded) + _gradients_of_a_chunk(case, fixed + experts),
+        "gradients": held(method.gradient_bytes, gradients_sharded),
+        "new gradients": _new_gradients(case, fixed + experts, held(method.gradient_bytes, gradients_sharded)),
         "optimizer": held(method.optimizer_bytes, layout.zero >= 1),
         "activations": _activations(case),
-        "working set": _working_set(case),
-        "logits": np.minimum(layout.micro_tokens, method.loss_tokens) * case.model.vocab_size / layout.tensor * LOGIT_BYTES,
+        "working set": working,
+        # No layer is at work while the loss is.
+        "logits": np.maximum(logits - working, 0.0),
     }
 
 
@@ -48,12 +52,14 @@ def _weights_in_use(case: Case, params: Number) -> Number:
     return np.where(sharded & (layout.gather_each > 0), method.weight_bytes * two_layers, np.where(sharded | cast, whole, 0.0))
 
 
-def _gradients_of_a_chunk(case: Case, params: Number) -> Number:
-    """Before they are added to those of other microbatches: a pipeline that runs its stages again computes them chunk by chunk."""
+def _new_gradients(case: Case, params: Number, whole: Number) -> Number:
+    """Those of one microbatch, before they are added to the others': all of them, or a chunk's where a pipeline runs its stages again."""
     layout, method = case.layout, case.method
     tables = case.model.table_params / layout.tensor
-    chunk = tables + (params - tables) / layout.chunks
-    return np.where((layout.stage > 1) & (method.stage_remat > 0), method.gradient_bytes * chunk, 0.0)
+    chunk = method.gradient_bytes * (tables + (params - tables) / layout.chunks)
+    in_pipeline = np.where(method.stage_remat > 0, chunk, 0.0)
+    added = np.where(method.adds_gradients > 0, whole, 0.0)
+    return np.where(layout.stage > 1, in_pipeline, np.where(layout.microbatches > 1, added, 0.0))
 
 
 def _stream(case: Case) -> Number:

@@ -14,6 +14,7 @@ def plan_yaml(plan: Plan) -> str:
         f"# Planned for {plan.cluster.name}: {best.seconds:.3g} s per step, MFU {plan.mfu:.1%}, {best.memory_bytes / 1e9:.1f} GB per chip,",
         f"# {run.wall_days:.1f} days for {run.tokens / 1e9:,.1f}B tokens. Layout: {best.config.layout.words}.",
         f"extends: {plan.recipe}",
+        f"description: {inline(f'{plan.recipe} as planned for {plan.cluster.name}')}",
     ]
     return "\n".join([*lines, *_tree(_changed(plan))]) + "\n"
 

@@ -114,7 +114,10 @@ def _recipe(question: Question) -> tuple[str, tuple[str, ...]]:
         train = load(recipe, overrides).config.train
         whole = train.batch_size * train.seq_len
         behind = tokens_before(train, train.steps) - train.steps * whole if train.batch_ramp else 0
-        overrides.append(f"train.steps={max(1, round((question.tokens - behind) / whole))}")
+        steps = max(1, round((question.tokens - behind) / whole))
+        overrides.append(f"train.steps={steps}")
+        if question.params is not None:
+            overrides.append(f"schedule.warmup_steps={min(2000, max(1, steps // 50))}")
     return recipe, tuple(overrides)
 
 

@@ -263,6 +263,7 @@ def _method(row: Row, stack: Stack, model: ModelConfig, precision: str) -> Metho
         keep_elementwise=policy.keeps_elementwise,
         offload=offload,
         stage_remat=0,
+        adds_gradients=0,
         shares_tables=0,
         loss_tokens=math.inf,
         stored_bytes=4 if _fsdp(row) is not None else 2,

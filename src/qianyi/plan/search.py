@@ -120,13 +120,13 @@ def search(
     build = _Builder(recipe, overrides or [], config, cluster, every, case, k)
     best = build.first(fits[order], keep)
     if not best:
-        raise ConfigError(_no_layout(config, cluster, fixed or {}))
+        check(load(recipe, [*(overrides or []), *every.overrides(int(fits[order][0]), config)]).config)
     return Found(
         choices=best,
         considered=len(every),
         fitting=len(fits),
         least_bytes=float(needed.min()),
-        front=build.first(fits[_front(seconds, needed[fits])], 12),
+        front=build.some(fits[_front(seconds, needed[fits])], 12),
     )
 
 
@@ -185,6 +185,12 @@ class _Builder:
                 seen.add(mesh)
                 found.append(choice)
         return tuple(found)
+
+    def some(self, indices: Any, keep: int) -> tuple[Choice, ...]:
+        """So many of these, evenly spread, the first and the last among them."""
+        found = [choice for choice in map(self.one, map(int, indices)) if choice is not None]
+        wanted = sorted({round(i) for i in np.linspace(0, len(found) - 1, min(keep, len(found)))})
+        return tuple(found[i] for i in wanted)
 
     def mesh(self, i: int) -> tuple[int, ...]:
         every = self.every

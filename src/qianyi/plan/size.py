@@ -5,7 +5,6 @@ import re
 
 from qianyi.config.counts import parameter_count
 from qianyi.config.load import load
-from qianyi.config.model import ModelConfig
 from qianyi.errors import ConfigError
 from qianyi.plan.scaling import tuned_batch_tokens
 
@@ -34,17 +33,22 @@ def model_overrides(params: float) -> list[str]:
         ConfigError: smaller than any such model.
     """
     base = load(BASE).config.model
-    best: ModelConfig | None = None
     # Large models are divided by tensor parallelism: their heads are a multiple of eight.
     unit = 128 if params < 3e9 else 1024
-    for width in range(unit, 65_537, unit):
-        for layers in {max(1, round(width / ASPECT) + shift) for shift in range(-6, 7)}:
-            m = base.model_copy(update=_shape(width, layers))
-            if best is None or abs(parameter_count(m) - params) < abs(parameter_count(best) - params):
-                best = m
-    if best is None or abs(parameter_count(best) / params - 1) > 0.1:
-        raise ConfigError(f"--params {params:.3g}: no such model of this family; take 50m to 10t, or a recipe of your own")
-    return [f"model.{key}={value}" for key, value in _shape(best.d_model, best.n_layers).items()]
+    shapes = [
+        _shape(width, layers)
+        for width in range(unit, 65_537, unit)
+        for layers in {max(2, round(width / ASPECT) + shift) for shift in range(-6, 7)}
+    ]
+
+    def distance(shape: dict[str, int]) -> float:
+        size = parameter_count(base.model_copy(update=shape))
+        return abs(math.log(size / params)) + 0.05 * abs(math.log(shape["d_model"] / shape["n_layers"] / ASPECT))
+
+    best = min(shapes, key=distance)
+    if abs(parameter_count(base.model_copy(update=best)) / params - 1) > 0.1:
+        raise ConfigError(f"--params {params:.3g}: no such model of this family; take 60m to 10t, or a recipe of your own")
+    return [f"model.{key}={value}" for key, value in best.items()]
 
 
 def _shape(width: int, layers: int) -> dict[str, int]:
