@@ -1,7 +1,7 @@
 """The order of a pipeline: at which tick each stage runs which forward and backward pass.
 
-A tick has a slot for one forward and, after it, one for one backward pass (`qianyi.parallel.schedule` says why). Model chunk v of stage s is
-virtual stage v * stages + s.
+A tick has a slot for one forward pass and, after it, one for a backward pass (`qianyi.parallel.schedule` says why). Model chunk v of
+stage s is virtual stage v * stages + s.
 """
 
 from collections.abc import Iterator

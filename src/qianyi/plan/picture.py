@@ -1,7 +1,7 @@
 """A plan as one picture: memory, time, the front of what is fastest for its memory, and the pipeline's timeline."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from qianyi.config.counts import parameter_count
 from qianyi.config.summary import readable
@@ -148,7 +148,14 @@ def _time(plan: Plan, say: Say) -> Panel:
 
 
 def _stack(
-    values: Mapping[str, float], colours: Mapping[str, str], x: float, y: float, width: float, height: float, say: Say, words: Say
+    values: Mapping[str, float],
+    colours: Mapping[str, str],
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    say: Say,
+    words: Callable[[float], str],
 ) -> Iterator[str]:
     """Values beside each other, as wide as their shares; a name stands in what has room for it."""
     whole = sum(values.values())
