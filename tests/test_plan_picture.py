@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -69,7 +70,9 @@ def test_bars_are_as_long_as_the_plans_numbers(name: str) -> None:
     dots = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', front.svg())]
     assert len(dots) == len(plan.found.front)
     for (x, y), (x2, y2), one, other in zip(dots, dots[1:], plan.found.front, plan.found.front[1:], strict=False):
-        assert x - x2 == pytest.approx((480 - 58) * (one.memory_bytes - other.memory_bytes) / plan.cluster.chip.hbm_bytes, abs=0.2)
+        assert x - x2 == pytest.approx(
+            (480 - 58) * (one.memory_bytes - other.memory_bytes) / plan.cluster.chip.hbm_bytes, abs=0.2
+        )
         assert y >= y2
 
 
@@ -84,7 +87,7 @@ def test_the_timeline_is_the_table_that_training_executes(kind: str, stages: int
     assert len(found.passes) == len(forward) + len(backward)
     for stage in range(stages):
         row = sorted((p.start, p.start + p.cost) for p in found.passes if p.stage == stage)
-        assert all(end <= begin for (_, end), (begin, _) in zip(row, row[1:], strict=False))
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(row))
 
 
 def test_a_long_timeline_leaves_out_the_middle_alone() -> None:

@@ -1,8 +1,12 @@
 """`qianyi plan --ui`: a page on this machine that asks `qianyi.plan.plan.answer` and shows the answer."""
 
+import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from html import escape
+from typing import NoReturn, TypeVar
 from urllib.parse import urlencode
 
 from qianyi.cli.plan_ui_page import FIELDS, Form, answer_html, page_html, say_in, solve
@@ -15,6 +19,7 @@ from qianyi.plan.plan import Plan
 
 try:
     import uvicorn
+    from anyio import to_thread
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -25,6 +30,7 @@ except ModuleNotFoundError as missing:
     raise ResourceError(f"plan --ui needs the package `{missing.name}`: pip install 'qianyi[ui]'") from None
 
 HOST, PORT = "127.0.0.1", 8421
+Result = TypeVar("Result")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -52,8 +58,8 @@ def run(recipe: str | None, cluster: str | None, fields: Mapping[str, str | None
     serve(FIELDS | said if said else {}, PORT if port is None else port)
 
 
-def serve(form: Form, port: int) -> None:
-    """Serves the page, with these fields filled in, until Ctrl-C. Port 0: any that is free.
+def serve(form: Form, port: int) -> NoReturn:
+    """Serves the page, with these fields filled in, until Ctrl-C ends the program. Port 0: any that is free.
 
     Raises:
         ResourceError: the port is taken.
@@ -67,35 +73,57 @@ def serve(form: Form, port: int) -> None:
         listener.listen()
         query = f"?{urlencode(form)}" if form else ""
         print(f"http://{HOST}:{listener.getsockname()[1]}/{query}\nCtrl-C stops it.", flush=True)
-        server = uvicorn.Server(uvicorn.Config(make_app(), log_level="error", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(uvicorn.Config(make_app(), log_level="critical", timeout_graceful_shutdown=1))
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+    # An ordinary exit waits for threads, and one may be searching.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def make_app() -> Starlette:
     """The page, its answer alone (for the page's script), and two files."""
-    routes = [
-        Route("/", lambda request: _html(page_html(_form(request), _language(request)))),
-        Route("/answer", lambda request: _html(answer_html(_form(request), _language(request)))),
-        Route("/plan.yaml", lambda request: _file(request, "plan.yaml", "application/yaml", plan_yaml)),
-        Route("/plan.svg", lambda request: _file(request, "plan.svg", "image/svg+xml", lambda p: picture(p, _say(request)))),
-    ]
+    routes = [Route("/", _page), Route("/answer", _answer), Route("/plan.yaml", _yaml), Route("/plan.svg", _svg)]
     # A page elsewhere whose name is made to mean this machine gets no answer.
-    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])])
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    return Starlette(routes=routes, middleware=[hosts], exception_handlers={Exception: _defect})
 
 
-def _html(page: str) -> Response:
-    return HTMLResponse(page, headers=HEADERS)
+async def _page(request: Request) -> Response:
+    return HTMLResponse(await _aside(lambda: page_html(_form(request), _language(request))), headers=HEADERS)
 
 
-def _file(request: Request, name: str, media_type: str, write: Callable[[Plan], str]) -> Response:
+async def _answer(request: Request) -> Response:
+    return HTMLResponse(await _aside(lambda: answer_html(_form(request), _language(request))), headers=HEADERS)
+
+
+async def _yaml(request: Request) -> Response:
+    return await _file(request, "plan.yaml", "application/yaml", plan_yaml)
+
+
+async def _svg(request: Request) -> Response:
+    say = say_in(_language(request))
+    return await _file(request, "plan.svg", "image/svg+xml", lambda plan: picture(plan, say))
+
+
+async def _file(request: Request, name: str, media_type: str, write: Callable[[Plan], str]) -> Response:
     try:
-        plan, _ = solve(_form(request))
+        plan, _ = await _aside(lambda: solve(_form(request)))
     except QianyiError as error:
         return PlainTextResponse(f"{error}\n", status_code=400)
     return Response(
         write(plan), media_type=media_type, headers=HEADERS | {"Content-Disposition": f'attachment; filename="{name}"'}
     )
+
+
+def _defect(_: Request, error: Exception) -> Response:
+    words = f"internal error: {type(error).__name__}: {error}; ask the same with `qianyi --debug plan` and report what it prints"
+    return HTMLResponse(f'<p class="alert" role="alert">{escape(words)}</p>', status_code=500, headers=HEADERS)
+
+
+async def _aside(work: Callable[[], Result]) -> Result:
+    """In a thread, so that the next question need not wait for it."""
+    return await to_thread.run_sync(work, abandon_on_cancel=True)
 
 
 def _form(request: Request) -> dict[str, str]:
@@ -109,7 +137,3 @@ def _language(request: Request) -> str:
     """As chosen, else the first of the browser's languages that there is."""
     wanted = [request.query_params.get("lang", ""), *request.headers.get("accept-language", "").split(",")]
     return next((word.strip()[:2].lower() for word in wanted if word.strip()[:2].lower() in {"en", "zh"}), "en")
-
-
-def _say(request: Request) -> Callable[[str], str]:
-    return say_in(_language(request))

@@ -6,7 +6,7 @@ The page is whole without its script (a form, its answer, the state in the addre
 import shlex
 import time
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -86,8 +86,6 @@ def _question(form: Form) -> Question:
 
 def page_html(form: Form, lang: str) -> str:
     """The whole page."""
-    models = {name: load(name).config.model for name in recipes.names()}
-    by_size = sorted(models, key=lambda name: parameter_count(models[name]))
     return _render(
         "plan_ui.html",
         say_in(lang),
@@ -95,12 +93,25 @@ def page_html(form: Form, lang: str) -> str:
         form=form,
         other={**form, "lang": "en" if lang == "zh" else "zh"},
         style=STYLE,
-        models={name: readable(parameter_count(models[name])) for name in by_size},
+        models=_models(),
         chips={of.name: f"{of.hbm_bytes / 1e9:.0f} GB, {of.bf16_flops / 1e12:,.0f} TFLOP/s" for of in chips()},
-        shapes={of.name: {on.n_chips: on.name.partition(":")[2] for on in sizes(of)} for of in chips()},
+        shapes=_shapes(),
         precisions=list(PRECISIONS),
         answer=answer_html(form, lang),
     )
+
+
+@cache
+def _models() -> dict[str, str]:
+    """Sizes of the shipped recipes, the smallest first."""
+    counts = {name: parameter_count(load(name).config.model) for name in recipes.names()}
+    return {name: readable(counts[name]) for name in sorted(counts, key=counts.__getitem__)}
+
+
+@cache
+def _shapes() -> dict[str, dict[int, str]]:
+    """Of every chip: number -> how so many are joined."""
+    return {of.name: {on.n_chips: on.name.partition(":")[2] for on in sizes(of)} for of in chips()}
 
 
 def answer_html(form: Form, lang: str) -> str:

@@ -84,7 +84,10 @@ _ERRORS = {
         "{} 用到 {} 块也守不住期限和预算；最快的是 {}：{} 天"
     ),
     r"(\S+) has no units for (\S+); choose bf16": "{} 没有 {} 单元；请选 bf16",
-    r"--(params|tokens|budget) (\S*): expected .*": "{} 写作 `{}` 不对：应是大于 0 的数，如 175b、1.5t",
+    r"--params (.*): expected .*": "参数量写作 `{}` 不对：应是大于 0 的数，如 175b",
+    r"--tokens (.*): expected .*": "词元数写作 `{}` 不对：应是大于 0 的数，如 300b、1.5t",
+    r"--budget (.*): expected .*": "预算写作 `{}` 不对：应是大于 0 的数，如 500k、2m",
+    r"--budget: no price of (\S+) is known; .*": "不知道 {} 的价格，无法核对预算；请填价格",
     r"--params \S+: say --tokens too \(20 per parameter is compute-optimal: (\S+)\)": "还要词元数（每参数 20 个为算力最优：{}）",
     r"--params (\S+): no such model of this family; .*": "没有 {} 参数的这类模型；请取 50m 到 10t，或选一个配方",
     r"--deadline (\S+): the day has passed": "期限 {} 已过",

@@ -170,21 +170,21 @@ def _stack(
 
 
 def _front(plan: Plan, say: Say) -> Panel:
-    """Time against memory, and beside it which layout each point is, fastest first."""
+    """Time, on a logarithmic axis, against memory; beside it which layout each point is, fastest first."""
     left, right, ceiling, floor = 58, 480, 22, 252
     hbm, front = plan.cluster.chip.hbm_bytes, plan.found.front
     slow, fast = max(c.seconds for c in front), min(c.seconds for c in front)
-    room = (slow - fast) or fast
-    low, top = fast - 0.12 * room, slow + 0.08 * room
+    room = max(math.log(slow / fast), 0.1)
+    low, top = fast * math.exp(-0.12 * room), slow * math.exp(0.08 * room)
 
     def across(memory_bytes: float) -> float:
         return left + (right - left) * memory_bytes / hbm
 
     def down(seconds: float) -> float:
-        return ceiling + (floor - ceiling) * (top - seconds) / (top - low)
+        return ceiling + (floor - ceiling) * math.log(top / seconds) / math.log(top / low)
 
     body = [text(0, 10, say("time of a step"), "soft"), text(right, 10, "HBM", "soft", anchor="middle")]
-    for value in _round(low, top):
+    for value in _round(low, top) if top < 4 * low else _decades(low, top):
         y = down(value)
         body.append(path(f"M{left},{y:.1f}H{right}", "rule") + text(left - 8, y + 4, seconds_words(value), "soft", anchor="end"))
     for value in _round(0, hbm / 1e9):
@@ -229,3 +229,9 @@ def _round(low: float, high: float) -> list[float]:
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(m * size for m in (1, 2, 5, 10) if m * size >= raw)
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten from low to high."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [m * 10.0**n for n in powers for m in (1, 2, 5) if low <= m * 10.0**n <= high]
