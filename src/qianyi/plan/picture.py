@@ -232,6 +232,7 @@ def _round(low: float, high: float) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten from low to high."""
+    """Round numbers from low to high that are about evenly spaced on a logarithmic axis."""
+    of_ten = (1, 1.5, 2, 3, 5, 7) if high < 30 * low else (1, 3) if high < 1000 * low else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [m * 10.0**n for n in powers for m in (1, 2, 5) if low <= m * 10.0**n <= high]
+    return [m * 10.0**n for n in powers for m in of_ten if low <= m * 10.0**n <= high]
