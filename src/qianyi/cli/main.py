@@ -82,11 +82,30 @@ def plan(
     picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.svg", help="Where a picture goes.")] = None,
     rows: Annotated[Path | None, typer.Option("--rows", metavar="FILE.csv", help="Predict every row of a table of runs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    ui: Annotated[bool, typer.Option("--ui", help="Serve a page to plan on, at 127.0.0.1, until Ctrl-C.")] = False,
+    port: Annotated[int | None, typer.Option("--port", metavar="N", help="Of the page; 8421 unless told.")] = None,
 ) -> None:
     """Find the best layout on a cluster, and what the run takes: memory, time, days, money, failures."""
     from qianyi.cli import plan
     from qianyi.errors import ConfigError
 
+    if ui:
+        fields = {
+            "params": params,
+            "tokens": tokens,
+            "precision": precision,
+            "deadline": deadline,
+            "budget": budget,
+            "price": price,
+        }
+        others = {"KEY=VALUE": overrides, "--layout": layout, "--keep-layout": keep_layout, "--explain": explain, "--out": out,
+                  "--picture": picture, "--rows": rows, "--json": as_json}  # fmt: skip
+        from qianyi.cli import plan_ui
+
+        plan_ui.run(recipe, cluster, fields, [name for name, value in others.items() if value], port)
+        return
+    if port is not None:
+        raise ConfigError(f"--port {port} is of the page: say --ui too")
     if rows is not None:
         if out is None:
             raise ConfigError("--rows: say where the table goes with --out FILE.csv")

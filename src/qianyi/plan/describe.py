@@ -26,7 +26,7 @@ def _head(plan: Plan) -> list[str]:
     return [
         f"{plan.recipe} ({readable(parameter_count(m))} parameters) on {plan.cluster.name}: {plan.cluster.n_chips:,} chips",
         f"  layout       {layout.words} ({', '.join(how)})",
-        f"  step         {_seconds(best.seconds)} for {readable(plan.config.train.batch_size * plan.config.train.seq_len)} tokens, "
+        f"  step         {seconds_words(best.seconds)} for {readable(plan.config.train.batch_size * plan.config.train.seq_len)} tokens, "
         f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / plan.cluster.n_chips:,.0f} per chip",
         f"  MFU          {plan.mfu:.1%} of {plan.cluster.chip.bf16_flops / 1e12:,.0f} TFLOP/s ({MFU_CONVENTION})",
     ]
@@ -39,7 +39,7 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _time(plan: Plan) -> list[str]:
-    return [f"Time of a step: {_seconds(plan.best.seconds)}", *_bars(plan.best.terms, 1.0, "s", plan.best.seconds)]
+    return [f"Time of a step: {seconds_words(plan.best.seconds)}", *_bars(plan.best.terms, 1.0, "s", plan.best.seconds)]
 
 
 def _bars(values: Mapping[str, float], unit: float, name: str, whole: float) -> list[str]:
@@ -59,7 +59,7 @@ def _run(plan: Plan) -> list[str]:
         f"The whole run: {run.steps:,} steps, {readable(run.tokens)} tokens, {run.flops:.3g} model FLOPs",
         f"  days         {run.wall_days:.1f}, of which {run.productive_days:.1f} advance it (goodput {lost.effective_ratio:.1%})",
         f"  failures     {run.interruptions:.1f} expected; a checkpoint every {run.checkpoint_steps:,} steps "
-        f"({_seconds(run.checkpoint_seconds)})",
+        f"({seconds_words(run.checkpoint_seconds)})",
         f"  chip-hours   {bill.chip_hours:,.0f}; {dollars}",
     ]
     if bill.energy_kwh is not None:
@@ -86,7 +86,7 @@ def _why(plan: Plan) -> list[str]:
 
 
 def _line(c: Choice) -> str:
-    return f"{_seconds(c.seconds):>9} {c.memory_bytes / 1e9:6.1f} GB  {c.config.layout.words}"
+    return f"{seconds_words(c.seconds):>9} {c.memory_bytes / 1e9:6.1f} GB  {c.config.layout.words}"
 
 
 def _lost(other: Choice, best: Choice) -> str:
@@ -95,8 +95,8 @@ def _lost(other: Choice, best: Choice) -> str:
     worst, saved = max(change, key=change.__getitem__), min(change, key=change.__getitem__)
     if other.seconds < best.seconds * 1.001:
         return "as fast, with more axes or more memory"
-    words = f"+{_seconds(change[worst])} {worst}"
-    return words + (f", {_seconds(-change[saved])} less {saved}" if change[saved] < -0.01 * best.seconds else "")
+    words = f"+{seconds_words(change[worst])} {worst}"
+    return words + (f", {seconds_words(-change[saved])} less {saved}" if change[saved] < -0.01 * best.seconds else "")
 
 
 def _front(plan: Plan) -> list[str]:
@@ -109,7 +109,7 @@ def explain(plan: Plan) -> str:
     """Every term with its value, formula and source."""
     best = plan.best
     lines = ["How the numbers come about", "", "Time of a step, of the busiest stage:"]
-    lines += _terms(TIME, {name: _seconds(value) for name, value in best.terms.items()})
+    lines += _terms(TIME, {name: seconds_words(value) for name, value in best.terms.items()})
     lines += ["", "Memory of the fullest chip:"]
     lines += _terms(MEMORY, {name: f"{value / 1e9:.3g} GB" for name, value in best.memory.items()})
     lines += ["", "Assumed:", *_listed(plan.campaign.assumptions)]
@@ -134,7 +134,7 @@ def _listed(words: Iterable[str]) -> list[str]:
     return [f"  - {word}" for word in words]
 
 
-def _seconds(value: float) -> str:
+def seconds_words(value: float) -> str:
     if value >= 600:
         return f"{value / 60:.0f} min"
     return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"

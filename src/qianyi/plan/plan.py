@@ -201,11 +201,11 @@ def sizes(of: Chip) -> list[Cluster]:
     found: list[Cluster] = []
     for n in (2**i for i in range(15)):
         if of.torus_axes:
-            slices = max(1, n // of.domain_chips)
+            slices = -(-n // of.domain_chips)
             shape = "x".join(map(str, torus_shape(of, n // slices)))
             found.append(make_cluster(of, shape + (f"*{slices}" if slices > 1 else "")))
         else:
-            per_host = min(8, n)
+            per_host = min(8, of.domain_chips, n)
             found.append(make_cluster(of, f"{n // per_host}x{per_host}"))
     return found
 
