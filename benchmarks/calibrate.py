@@ -238,9 +238,8 @@ def picture(found: Sequence[Result]) -> str:
         x, y = at(r.observed.value), at(r.observed.value * np.exp(r.held_out))
         color = COLORS[chips.index(r.chip) % len(COLORS)]
         title = escape(f"{r.observed.id}: {np.expm1(r.held_out):+.0%}")
-        parts.append(
-            f'<circle cx="{LEFT + x:.1f}" cy="{TOP + SIZE - y:.1f}" r="3" fill="{color}" fill-opacity="0.75"><title>{title}</title></circle>'
-        )
+        place = f'cx="{LEFT + x:.1f}" cy="{TOP + SIZE - y:.1f}" r="3"'
+        parts.append(f'<circle {place} fill="{color}" fill-opacity="0.75"><title>{title}</title></circle>')
     for i, chip in enumerate(chips):
         y = TOP + 14 + 19 * i
         parts.append(f'<circle cx="{LEFT + SIZE + 20}" cy="{y - 4}" r="4" fill="{COLORS[i % len(COLORS)]}"/>')
