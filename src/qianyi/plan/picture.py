@@ -16,6 +16,7 @@ MEMORY_COLOURS = {
     "weights": "#1d6a87",
     "weights in use": "#6fa9bd",
     "gradients": "#c98a2b",
+    "new gradients": "#e0b866",
     "optimizer": "#6f8f4e",
     "activations": "#b23a26",
     "working set": "#d98a70",

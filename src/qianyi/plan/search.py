@@ -24,6 +24,8 @@ from qianyi.plan.stack import OURS, stack
 from qianyi.plan.step import step_seconds, terms
 
 Floats = NDArray[np.float64]
+LONGEST = 4.0
+"""Times the best step's time, beyond which a layout is not worth its small memory."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +226,9 @@ def _choice(overrides: tuple[str, ...], config: Config, case: Case, k: Constants
 
 
 def _front(seconds: Floats, needed: Floats) -> Any:
-    """Indices of what no other beats in both time and memory, fastest first."""
+    """Indices of what no other beats in both time and memory, fastest first, as far as anyone would wait."""
     order = np.lexsort((needed, seconds))
+    order = order[seconds[order] <= LONGEST * seconds.min()]
     least = np.minimum.accumulate(needed[order])
     best = np.concatenate([[True], needed[order][1:] < least[:-1]])
     return order[best]

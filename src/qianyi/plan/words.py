@@ -37,6 +37,7 @@ _CHINESE = {
     "weights": "权重",
     "weights in use": "使用中的权重",
     "gradients": "梯度",
+    "new gradients": "新梯度",
     "optimizer": "优化器",
     "activations": "激活",
     "working set": "工作区",
