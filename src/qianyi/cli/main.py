@@ -77,10 +77,16 @@ def plan(
     price: Annotated[str | None, typer.Option(metavar="USD", help="Per chip and hour, such as 2.5 or 2-3.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Every term with its formula and source.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Where the plan goes as a recipe; with --rows, the table.")
+        Path | None, typer.Option("--out", metavar="FILE", help="Where the plan (as a recipe), the table or the constants go.")
     ] = None,
     picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.svg", help="Where a picture goes.")] = None,
     rows: Annotated[Path | None, typer.Option("--rows", metavar="FILE.csv", help="Predict every row of a table of runs.")] = None,
+    calibrate: Annotated[
+        list[Path] | None, typer.Option("--calibrate", metavar="RUN", help="Refit the constants from a run; may be repeated.")
+    ] = None,
+    constants: Annotated[
+        Path | None, typer.Option("--constants", metavar="FILE", help="Constants that --calibrate wrote.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ui: Annotated[bool, typer.Option("--ui", help="Serve a page to plan on, at 127.0.0.1, until Ctrl-C.")] = False,
     port: Annotated[int | None, typer.Option("--port", metavar="N", help="Of the page; 8421 unless told.")] = None,
@@ -99,7 +105,8 @@ def plan(
             "price": price,
         }
         others = {"KEY=VALUE": overrides, "--layout": layout, "--keep-layout": keep_layout, "--explain": explain, "--out": out,
-                  "--picture": picture, "--rows": rows, "--json": as_json}  # fmt: skip
+                  "--picture": picture, "--rows": rows, "--calibrate": calibrate, "--constants": constants,
+                  "--json": as_json}  # fmt: skip
         from qianyi.cli import plan_ui
 
         plan_ui.run(recipe, cluster, fields, [name for name, value in others.items() if value], port)
@@ -110,6 +117,9 @@ def plan(
         if out is None:
             raise ConfigError("--rows: say where the table goes with --out FILE.csv")
         plan.rows(rows, out)
+        return
+    if calibrate:
+        plan.calibrate(calibrate, cluster, out or Path("constants.yaml"))
         return
     if recipe is not None and "=" in recipe:
         recipe, overrides = None, [recipe, *(overrides or [])]
@@ -124,6 +134,7 @@ def plan(
         deadline=deadline,
         budget=budget,
         price=price,
+        constants=constants,
         keep_layout=keep_layout,
     )
     plan.run(asked, out, as_json, explain, picture)

@@ -15,6 +15,7 @@ from qianyi.plan.describe import describe, explain
 from qianyi.plan.money import parse_price
 from qianyi.plan.output import plan_yaml, summary_json
 from qianyi.plan.plan import Question, answer, days
+from qianyi.plan.refit import read_constants
 from qianyi.plan.size import amount
 
 PRECISIONS = {"bf16": "native", "fp8": "fp8", "int8": "int8"}
@@ -32,6 +33,7 @@ def question(
     deadline: str | None = None,
     budget: str | None = None,
     price: str | None = None,
+    constants: Path | None = None,
     keep_layout: bool = False,
 ) -> Question:
     """What the options of the command line ask.
@@ -57,6 +59,7 @@ def question(
         deadline_days=None if deadline is None else days(deadline, date.today()),
         budget_dollars=None if budget is None else amount(budget.removeprefix("$"), "--budget"),
         price=None if price is None else parse_price(price),
+        own=None if constants is None else read_constants(constants),
         keeps_layout=keep_layout,
     )
 
@@ -112,3 +115,21 @@ def rows(table: Path, out: Path) -> None:
             writer.writerow({c: row.get(c, "") for c in columns} | asdict(extra))
     refused = sum(bool(p.reason) for p in predicted)
     print(f"{len(found) - refused} of {len(found)} rows predicted; {refused} with a reason why not: {out}")
+
+
+def calibrate(runs: list[Path], cluster: str | None, out: Path) -> None:
+    """Refits the constants of the cost model from runs."""
+    from qianyi.plan.cluster import cluster as parse  # noqa: PLC0415
+    from qianyi.plan.refit import refit, write_constants  # noqa: PLC0415
+
+    if cluster is None:
+        raise ConfigError("--calibrate: say with --cluster what the runs ran on; a machine that is not known is a YAML file")
+    on = parse(cluster)
+    found = refit(runs, on)
+    write_constants(out, found, on)
+    for name, measured, before, after in zip(found.runs, found.measured, found.before, found.after, strict=True):
+        print(
+            f"{name}: {measured:.4g} s per step; predicted {before:.4g} s ({before / measured - 1:+.1%}), "
+            f"refitted {after:.4g} s ({after / measured - 1:+.1%})"
+        )
+    print(f"{len(found.table)} constants changed: {out} (use it with `qianyi plan --constants {out}`)")

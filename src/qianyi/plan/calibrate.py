@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qianyi.plan.case import Case, Number
-from qianyi.plan.constants import PRIORS, Constants, Table, scope_key
+from qianyi.plan.constants import PRIORS, Constants, Table, possible, scope_key
 from qianyi.plan.memory import memory, total_bytes
 from qianyi.plan.rows import CannotPredictError, Published, Row, published
 from qianyi.plan.step import step_seconds
@@ -108,7 +108,7 @@ class Problem:
 
     def constants(self, x: Floats) -> Constants:
         values = np.exp(x)
-        return Constants(**{name: values[at] for name, at in self.index.items()})
+        return possible(Constants(**{name: values[at] for name, at in self.index.items()}))
 
     def errors(self, x: Floats) -> Floats:
         """log(predicted / published) of every run."""

@@ -28,7 +28,7 @@ def _head(plan: Plan) -> list[str]:
         f"  layout       {layout.words} ({', '.join(how)})",
         f"  step         {seconds_words(best.seconds)} for {readable(plan.config.train.batch_size * plan.config.train.seq_len)} tokens, "
         f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / plan.cluster.n_chips:,.0f} per chip",
-        f"  MFU          {plan.mfu:.1%} of {plan.cluster.chip.bf16_flops / 1e12:,.0f} TFLOP/s ({MFU_CONVENTION})",
+        f"  MFU          {plan.mfu:.1%} of {plan.cluster.chip.bf16_flops / 1e12:,.4g} TFLOP/s ({MFU_CONVENTION})",
     ]
 
 

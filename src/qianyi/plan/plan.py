@@ -11,7 +11,7 @@ from qianyi.plan.build import case_of, method_numbers, model_numbers, precision_
 from qianyi.plan.campaign import Campaign, Site, StepSeconds, by_deadline, campaign
 from qianyi.plan.chips import Chip, chip
 from qianyi.plan.cluster import Cluster, cluster, make_cluster, torus_shape
-from qianyi.plan.constants import constants
+from qianyi.plan.constants import Table, constants
 from qianyi.plan.money import Power, PriceRange
 from qianyi.plan.reliability import Reliability, checkpoint_bytes, write_seconds
 from qianyi.plan.search import Choice, Found, cost, search
@@ -44,6 +44,8 @@ class Question:
     deadline_days: float | None = None
     budget_dollars: float | None = None
     price: PriceRange | None = None
+    own: Table | None = None
+    """Constants of the cost model that replace those that ship."""
     keeps_layout: bool = False
     """Cost the recipe's own layout; do not search."""
 
@@ -124,7 +126,7 @@ def _recipe(question: Question) -> tuple[str, tuple[str, ...]]:
 def _on(question: Question, recipe: str, overrides: tuple[str, ...], on: Cluster) -> Plan:
     if question.keeps_layout:
         config = load(recipe, overrides).config
-        choice = cost(config, on)
+        choice = cost(config, on, own=question.own)
         if choice.memory_bytes > on.chip.hbm_bytes:
             raise ConfigError(
                 f"{recipe} with layout {config.layout.words} needs {choice.memory_bytes / 1e9:.1f} GB per chip, {on.chip.name} has "
@@ -132,7 +134,7 @@ def _on(question: Question, recipe: str, overrides: tuple[str, ...], on: Cluster
             )
         found = Found(choices=(choice,), considered=1, fitting=1, least_bytes=choice.memory_bytes, front=(choice,))
     else:
-        found = search(recipe, on, list(overrides), dict(question.axes))
+        found = search(recipe, on, list(overrides), dict(question.axes), own=question.own)
     best = found.choices[0]
     return Plan(
         question=question,
@@ -140,13 +142,13 @@ def _on(question: Question, recipe: str, overrides: tuple[str, ...], on: Cluster
         overrides=(*overrides, *best.overrides),
         cluster=on,
         found=found,
-        campaign=campaign(best.config, _seconds_by_batch(best.config, on), site(best.config, on, question.price)),
+        campaign=campaign(best.config, _seconds_by_batch(best.config, on, question.own), site(best.config, on, question.price)),
     )
 
 
-def _seconds_by_batch(config: Config, on: Cluster) -> StepSeconds:
+def _seconds_by_batch(config: Config, on: Cluster, own: Table | None) -> StepSeconds:
     """Seconds of a step of any batch size of a ramp."""
-    k = constants(stack(OURS), on.chip, precision_of(config))
+    k = constants(stack(OURS), on.chip, precision_of(config), own)
 
     def seconds(batch_size: int) -> float:
         return float(step_seconds(case_of(at_batch_size(config, batch_size), on), k))
@@ -175,7 +177,7 @@ def _check_limits(plan: Plan) -> None:
     """A deadline or budget that cannot be met is refused, with what can."""
     question, run = plan.question, plan.campaign
     if question.deadline_days is not None and run.wall_days > question.deadline_days:
-        seconds = _seconds_by_batch(plan.config, plan.cluster)
+        seconds = _seconds_by_batch(plan.config, plan.cluster, question.own)
         there = site(plan.config, plan.cluster, question.price)
         shorter = by_deadline(plan.config, seconds, there, wall_days=question.deadline_days)
         raise ConfigError(

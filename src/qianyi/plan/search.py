@@ -17,7 +17,7 @@ from qianyi.errors import ConfigError
 from qianyi.plan.build import case_of, machine_numbers, method_numbers, model_numbers, precision_of, remat_numbers
 from qianyi.plan.case import Case, Layout
 from qianyi.plan.cluster import Cluster
-from qianyi.plan.constants import Constants, constants
+from qianyi.plan.constants import Constants, Table, constants
 from qianyi.plan.layouts import GATHERS, REMATS, Candidates, candidates
 from qianyi.plan.memory import memory, total_bytes
 from qianyi.plan.stack import OURS, stack
@@ -99,9 +99,15 @@ def case_of_candidates(config: Config, cluster: Cluster, found: Candidates) -> C
 
 
 def search(
-    recipe: str, cluster: Cluster, overrides: list[str] | None = None, fixed: dict[str, int] | None = None, keep: int = 5
+    recipe: str,
+    cluster: Cluster,
+    overrides: list[str] | None = None,
+    fixed: dict[str, int] | None = None,
+    *,
+    own: Table | None = None,
+    keep: int = 5,
 ) -> Found:
-    """The best layouts.
+    """The best layouts. `fixed`: mesh axes that are decided; `own`: constants that replace those that ship.
 
     Raises:
         ConfigError: none fits, or the recipe cannot be divided among so many chips; the message says what would.
@@ -111,7 +117,7 @@ def search(
     every = candidates(config, cluster, fixed)
     if not len(every):
         raise ConfigError(_no_layout(config, cluster, fixed or {}))
-    k = constants(stack(OURS), cluster.chip, precision_of(config))
+    k = constants(stack(OURS), cluster.chip, precision_of(config), own)
     case = case_of_candidates(config, cluster, every)
     needed = np.broadcast_to(total_bytes(case, k), len(every))
     fits = np.flatnonzero(needed <= cluster.chip.hbm_bytes)
@@ -151,7 +157,7 @@ _ONE_DEVICE = [f"layout.{axis}=1" for axis in ("replica", "stage", "data", "cont
 ]
 
 
-def cost(config: Config, cluster: Cluster, overrides: tuple[str, ...] = ()) -> Choice:
+def cost(config: Config, cluster: Cluster, overrides: tuple[str, ...] = (), own: Table | None = None) -> Choice:
     """A recipe with the layout that it has.
 
     Raises:
@@ -161,7 +167,7 @@ def cost(config: Config, cluster: Cluster, overrides: tuple[str, ...] = ()) -> C
         raise ConfigError(
             f"layout {config.layout.words} has {config.layout.n_devices:,} devices, {cluster.name} has {cluster.n_chips:,} chips"
         )
-    return _choice(overrides, config, case_of(config, cluster), constants(stack(OURS), cluster.chip, precision_of(config)))
+    return _choice(overrides, config, case_of(config, cluster), constants(stack(OURS), cluster.chip, precision_of(config), own))
 
 
 @dataclass(frozen=True)

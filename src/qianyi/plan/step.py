@@ -19,6 +19,8 @@ from qianyi.plan.constants import Constants
 from qianyi.plan.network import exchange_seconds, gather_seconds, hop_seconds, reduce_seconds
 
 Terms = dict[str, Number]
+BACKWARD = 0.6
+"""Share of a microbatch's time that its backward pass takes, at least."""
 
 
 def terms(case: Case, k: Constants) -> Terms:
@@ -168,7 +170,8 @@ def _gradients_seconds(case: Case, k: Constants, work: Number) -> Number:
         shards = params / shard
         summed = reduce_seconds(case.machine, k, copies, stride * shard, shards * method.reduce_bytes, layers)
         total = total + np.where(layout.zero >= 3, summed, scatter + back)
-    window = 0.6 * work / layout.microbatches
+    # Updated weights are gathered under the next step's first forward pass.
+    window = np.where(layout.zero >= 1, 1.0, BACKWARD) * work / layout.microbatches
     return np.where(layout.data * layout.context > 1, _beyond(window, total, k.overlap), 0.0)
 
 
