@@ -125,6 +125,15 @@ def test_without_a_number_of_chips_the_smallest_that_meets_the_deadline_is_found
         answer(Question(recipe="gpt3-175b", cluster=smaller.name, deadline_days=30.0))
 
 
+def test_the_fastest_precision_is_found() -> None:
+    matmuls = {"native": "bf16", "fp8": "fp8", "int8": "int8"}
+    each = {m: answer(Question(recipe="llama3-8b", cluster="h100:2x8", precisions=(m,))).best.seconds for m in matmuls}
+    chosen = answer(Question(recipe="llama3-8b", cluster="h100:2x8", precisions=tuple(matmuls)))
+    assert chosen.best.seconds == min(each.values()) < each["native"]
+    # A chip without 8-bit units has but one.
+    assert answer(Question(recipe="llama3-8b", cluster="tpu-v3:4x8", precisions=tuple(matmuls))).config.model.matmul == "native"
+
+
 def test_a_fixed_axis_stays() -> None:
     plan = answer(Question(recipe="gpt3-175b", cluster="h100:16x8", axes=(("model", 8), ("stage", 4))))
     assert (plan.config.layout.model, plan.config.layout.stage) == (8, 4)
@@ -142,7 +151,7 @@ def test_a_fixed_axis_stays() -> None:
         (("gpt3-175b", "--cluster", "h100:128x8", "--deadline", "2d"), "as many chips (--cluster h100 finds how many)"),
         (("gpt3-175b", "--cluster", "h100:128x8", "--deadline", "soon"), "expected days (30d), hours (12h) or a date"),
         (("gpt3-175b", "--cluster", "h100:128x8", "--budget", "10k"), "the budget is $10,000: it pays for"),
-        (("gpt3-175b", "--cluster", "h100:128x8", "--precision", "fp16"), "expected bf16, fp8, int8; did you mean"),
+        (("gpt3-175b", "--cluster", "h100:128x8", "--precision", "fp16"), "expected bf16, fp8, int8, auto; did you mean"),
         (("gpt3-175b", "--cluster", "a100:128x8", "--precision", "fp8"), "a100 has no units for fp8; choose bf16"),
         (("gpt3-175b", "--cluster", "h100:128x8", "--layout", "tensor=8"), "unknown axis `tensor`"),
         (("gpt3-175b", "--cluster", "h100:128x8", "--layout", "model=7"), "no layout with layout.model=7"),

@@ -71,7 +71,7 @@ def plan(
     tokens: Annotated[str | None, typer.Option(metavar="N", help="Length of the run, such as 300b.")] = None,
     layout: Layout = None,
     keep_layout: Annotated[bool, typer.Option("--keep-layout", help="Cost the recipe's own layout.")] = False,
-    precision: Annotated[str | None, typer.Option(help="bf16, fp8 or int8.")] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16, fp8, int8, or auto: the fastest.")] = None,
     deadline: Annotated[str | None, typer.Option(metavar="DAYS|DATE", help="Such as 30d or 2027-03-01.")] = None,
     budget: Annotated[str | None, typer.Option(metavar="USD", help="Such as 2m.")] = None,
     price: Annotated[str | None, typer.Option(metavar="USD", help="Per chip and hour, such as 2.5 or 2-3.")] = None,

@@ -18,7 +18,8 @@ from qianyi.plan.plan import Question, answer, days
 from qianyi.plan.refit import read_constants
 from qianyi.plan.size import amount
 
-PRECISIONS = {"bf16": "native", "fp8": "fp8", "int8": "int8"}
+PRECISIONS = {"bf16": ("native",), "fp8": ("fp8",), "int8": ("int8",), "auto": ("native", "fp8", "int8")}
+"""Values of model.matmul to choose among."""
 
 
 def question(
@@ -43,10 +44,8 @@ def question(
     """
     if cluster is None:
         raise ConfigError("plan: say where, such as --cluster h100:128x8, tpu-v5p:8x8x16 or tpu-v6e:16x16*4")
-    if precision is not None:
-        if precision not in PRECISIONS:
-            raise ConfigError(f"--precision {precision}: expected {', '.join(PRECISIONS)}{nearest(precision, list(PRECISIONS))}")
-        overrides = [*overrides, f"model.matmul={PRECISIONS[precision]}"]
+    if precision is not None and precision not in PRECISIONS:
+        raise ConfigError(f"--precision {precision}: expected {', '.join(PRECISIONS)}{nearest(precision, list(PRECISIONS))}")
     if recipe is not None:
         load(recipe, overrides)
     return Question(
@@ -60,6 +59,7 @@ def question(
         budget_dollars=None if budget is None else amount(budget.removeprefix("$"), "--budget"),
         price=None if price is None else parse_price(price),
         own=None if constants is None else read_constants(constants),
+        precisions=PRECISIONS[precision] if precision else (),
         keeps_layout=keep_layout,
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from qianyi.config.counts import MFU_CONVENTION, parameter_count
 from qianyi.config.summary import readable
 from qianyi.plan.formulas import MEMORY, TIME
-from qianyi.plan.plan import Plan
+from qianyi.plan.plan import Plan, checkpoint_size_bytes
 from qianyi.plan.search import Choice
 
 BAR = 32
@@ -60,6 +60,7 @@ def _run(plan: Plan) -> list[str]:
         f"  days         {run.wall_days:.1f}, of which {run.productive_days:.1f} advance it (goodput {lost.effective_ratio:.1%})",
         f"  failures     {run.interruptions:.1f} expected; a checkpoint every {run.checkpoint_steps:,} steps "
         f"({seconds_words(run.checkpoint_seconds)})",
+        f"  checkpoints  of {checkpoint_size_bytes(plan.config) / 1e12:.2f} TB; {run.assumptions[1]}",
         f"  chip-hours   {bill.chip_hours:,.0f}; {dollars}",
     ]
     if bill.energy_kwh is not None:

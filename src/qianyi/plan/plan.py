@@ -46,6 +46,8 @@ class Question:
     price: PriceRange | None = None
     own: Table | None = None
     """Constants of the cost model that replace those that ship."""
+    precisions: tuple[str, ...] = ()
+    """Values of model.matmul to choose among; empty: the recipe's."""
     keeps_layout: bool = False
     """Cost the recipe's own layout; do not search."""
 
@@ -92,7 +94,7 @@ def answer(question: Question) -> Plan:
     """
     recipe, overrides = _recipe(question)
     if ":" in question.cluster or question.cluster.endswith((".yaml", ".yml")):
-        plan = _on(question, recipe, overrides, cluster(question.cluster))
+        plan = _in_best_precision(question, recipe, overrides, cluster(question.cluster))
         _check_limits(plan)
         return plan
     return _sized(question, recipe, overrides, chip(question.cluster))
@@ -121,6 +123,22 @@ def _recipe(question: Question) -> tuple[str, tuple[str, ...]]:
         if question.params is not None:
             overrides.append(f"schedule.warmup_steps={min(2000, max(1, steps // 50))}")
     return recipe, tuple(overrides)
+
+
+def _in_best_precision(question: Question, recipe: str, overrides: tuple[str, ...], on: Cluster) -> Plan:
+    """The fastest of the precisions that the chip has and the recipe allows."""
+    plans: list[Plan] = []
+    refused: list[ConfigError] = []
+    for matmul in question.precisions:
+        try:
+            plans.append(_on(question, recipe, (*overrides, f"model.matmul={matmul}"), on))
+        except ConfigError as error:
+            refused.append(error)
+    if plans:
+        return min(plans, key=lambda plan: plan.best.seconds)
+    if refused:
+        raise refused[0]
+    return _on(question, recipe, overrides, on)
 
 
 def _on(question: Question, recipe: str, overrides: tuple[str, ...], on: Cluster) -> Plan:
@@ -156,11 +174,17 @@ def _seconds_by_batch(config: Config, on: Cluster, own: Table | None) -> StepSec
     return seconds
 
 
+def checkpoint_size_bytes(config: Config) -> float:
+    """Parameters and optimizer state."""
+    method = method_numbers(config)
+    params = round(float(model_numbers(config.model, config.train.seq_len).params))
+    return checkpoint_bytes(params, float(method.optimizer_bytes) + float(method.stored_bytes))
+
+
 def site(config: Config, on: Cluster, price: PriceRange | None = None) -> Site:
     """Failures, prices and power of a cluster."""
     of = on.chip
-    state = float(method_numbers(config).optimizer_bytes) + float(method_numbers(config).stored_bytes)
-    size = checkpoint_bytes(round(float(model_numbers(config.model, config.train.seq_len).params)), state)
+    size = checkpoint_size_bytes(config)
     hosts = max(1, on.n_chips // of.chips_per_host)
     stop = write_seconds(size, SNAPSHOT_BYTES_PER_SECOND * on.n_chips)
     durable = write_seconds(size, STORAGE_BYTES_PER_SECOND_PER_HOST * hosts)
@@ -223,7 +247,7 @@ def _sized(question: Question, recipe: str, overrides: tuple[str, ...], of: Chip
     fitting: list[Plan] = []
     for on in sizes(of):
         try:
-            plan = _on(question, recipe, overrides, on)
+            plan = _in_best_precision(question, recipe, overrides, on)
         except ConfigError as error:
             tried.append(str(error).splitlines()[0])
             continue

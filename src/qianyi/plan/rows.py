@@ -21,7 +21,7 @@ from qianyi.plan.cluster import Cluster, make_cluster, torus_shape
 from qianyi.plan.constants import group_of
 from qianyi.plan.stack import Stack, stack_of_run
 
-CHIPS = {"A100-40": "a100-40", "A100-80": "a100", "V100-32": "v100", "MI250X-GCD": "mi250x"}
+CHIPS = {"A100-40": "a100-40", "A100-80": "a100", "V100-32": "v100", "MI250X-GCD": "mi250x-gcd"}
 """Names of chips in the table that are not known as they stand."""
 Row = Mapping[str, str]
 

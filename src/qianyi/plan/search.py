@@ -195,10 +195,9 @@ class _Builder:
         return tuple(found)
 
     def some(self, indices: Any, keep: int) -> tuple[Choice, ...]:
-        """So many of these, evenly spread, the first and the last among them."""
-        found = [choice for choice in map(self.one, map(int, indices)) if choice is not None]
-        wanted = sorted({round(i) for i in np.linspace(0, len(found) - 1, min(keep, len(found)))})
-        return tuple(found[i] for i in wanted)
+        """So many of these, evenly spread, the first and the last among them, but for what the recipe's own rules refuse."""
+        wanted = sorted({round(i) for i in np.linspace(0, len(indices) - 1, min(keep, len(indices)))})
+        return tuple(choice for choice in (self.one(int(indices[i])) for i in wanted) if choice is not None)
 
     def mesh(self, i: int) -> tuple[int, ...]:
         every = self.every
