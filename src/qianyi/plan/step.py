@@ -171,7 +171,7 @@ def _gradients_seconds(case: Case, k: Constants, work: Number) -> Number:
         summed = reduce_seconds(case.machine, k, copies, stride * shard, shards * method.reduce_bytes, layers)
         total = total + np.where(layout.zero >= 3, summed, scatter + back)
     # Updated weights are gathered under the next step's first forward pass.
-    window = np.where(layout.zero >= 1, 1.0, BACKWARD) * work / layout.microbatches
+    window = np.where((layout.zero >= 1) & (layout.shard > 1), 1.0, BACKWARD) * work / layout.microbatches
     return np.where(layout.data * layout.context > 1, _beyond(window, total, k.overlap), 0.0)
 
 
