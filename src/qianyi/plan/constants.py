@@ -125,7 +125,7 @@ PRIORS = {
     "stage_exposed": Prior("all", 0.8, 0.4),
     "overlap": Prior("overlap", 1.05, 0.05, (("hides", 3.0),)),
     "layer_seconds": Prior("stack", 2e-5, 1.0),
-    "moe_layer_seconds": Prior("stack", 1e-3, 1.0),
+    "moe_layer_seconds": Prior("host", 1e-3, 1.0),
     "step_seconds": Prior("stack", 5e-3, 1.0),
     "jitter": Prior("network", 6e-3, 0.6, (("torus", 0.025),)),
     "runtime_bytes": Prior("network", 2.5e9, 0.3, (("torus", 0.4e9),)),
@@ -146,6 +146,8 @@ def scope_key(name: str, stack: Stack, chip: Chip, group: str) -> str:
         "bits": f"{chip.generation}/{group.rsplit('/', maxsplit=1)[-1]}",
         "cast": f"{network}/{group.rsplit('/', maxsplit=1)[-1]}",
         "stack": stack.name,
+        # Kernels are launched by the host, whose processor is another beside Grace chips.
+        "host": f"{stack.name}/{'grace' if chip.name.startswith('gb') else 'x86'}",
         "lineage": f"{stack.lineage}/{network}",
         "group": group,
         "tensor": f"{network}-{'hides' if stack.tensor_overlaps else 'waits'}",
