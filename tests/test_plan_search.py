@@ -110,6 +110,14 @@ def test_a_plan_is_a_recipe(recipe: str, on: str, tmp_path: Path) -> None:
     assert run.stages[-1].seconds == pytest.approx(run.stages[-1].steps * plan.best.seconds)
 
 
+def test_a_recipe_that_moves_activations_to_the_host_keeps_its_table(tmp_path: Path) -> None:
+    table = {"attn_out": "keep", "mlp_up": "offload"}
+    overrides = tuple(f"model.remat.{name}={what}" for name, what in table.items())
+    plan = answer(Question(recipe="llama3-8b", cluster="h100:1x8", overrides=overrides))
+    (tmp_path / "plan.yaml").write_text(plan_yaml(plan))
+    assert load(str(tmp_path / "plan.yaml")).config.model.remat == table
+
+
 def test_a_size_becomes_a_model_of_that_size() -> None:
     for size, on in ((1e8, "h100:1x8"), (7e9, "h100:8x8"), (175e9, "h100:128x8"), (1e12, "h100:512x8")):
         plan = answer(Question(params=size, tokens=20 * size, cluster=on))

@@ -141,7 +141,7 @@ def optimizer_bytes(config: Config) -> float:
 def method_numbers(config: Config) -> Method:
     """How this program trains a recipe."""
     m, layout = config.model, config.layout
-    remat = remat_numbers(_preset(m), m, skips_last=True)
+    remat = remat_numbers(preset_of(m), m, skips_last=True)
     staged = layout.stage > 1
     half = m.dtype == "bfloat16"
     return Method(
@@ -167,7 +167,7 @@ def method_numbers(config: Config) -> Method:
     )
 
 
-def _preset(m: ModelConfig) -> str:
+def preset_of(m: ModelConfig) -> str:
     """The preset that a table of activations is nearest to."""
     if isinstance(m.remat, str):
         return m.remat

@@ -54,7 +54,8 @@ class Candidates:
             "exchange": "auto",
         }
         keys = [f"layout.{k}={v}" for k, v in (layout | words).items()]
-        return [*keys, f"train.accumulation={accumulation}", f"model.remat={REMATS[int(self.remat[i])]}"]
+        remat = [] if config.model.offloaded_activations else [f"model.remat={REMATS[int(self.remat[i])]}"]
+        return [*keys, f"train.accumulation={accumulation}", *remat]
 
 
 def candidates(config: Config, cluster: Cluster, fixed: dict[str, int] | None = None) -> Candidates:
@@ -65,6 +66,7 @@ def candidates(config: Config, cluster: Cluster, fixed: dict[str, int] | None = 
 
 
 def _rows(config: Config, n_chips: int, fixed: dict[str, int]) -> Iterator[tuple[int, ...]]:
+    # A recipe that moves activations to the host keeps its table.
     remats = range(len(REMATS)) if not config.model.offloaded_activations else (0,)
     for axes in _axes(config, n_chips, fixed):
         replica, stage, data, context, expert, _ = axes

@@ -24,21 +24,21 @@ def _changed(plan: Plan) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     before, after = (c.model_dump(mode="json") for c in (load(plan.recipe).config, plan.config))
     for key in {override.partition("=")[0] for override in plan.overrides}:
-        path = key.split(".")
-        old, new = before, after
-        for part in path:
-            old, new = old[part], new[part]
-        if old != new:
-            at = tree
-            for part in path[:-1]:
-                at = at.setdefault(part, {})
-            at[path[-1]] = new
+        path, at, old, new = key.split("."), tree, before, after
+        # Down to a value, or to where one of both configs has one: `model.remat` is a word or a table.
+        while len(path) > 1 and isinstance(old[path[0]], dict) and isinstance(new[path[0]], dict):
+            at, old, new = at.setdefault(path[0], {}), old[path[0]], new[path[0]]
+            path = path[1:]
+        if old[path[0]] != new[path[0]]:
+            at[path[0]] = new[path[0]]
     return tree
 
 
 def _tree(tree: dict[str, Any], indent: int = 0) -> list[str]:
     lines: list[str] = []
     for key, value in sorted(tree.items()):
+        if value == {}:
+            continue
         if isinstance(value, dict):
             lines += [" " * indent + f"{key}:", *_tree(value, indent + 2)]
         else:

@@ -224,7 +224,7 @@ def _layout(row: Row, stack: Stack, n_chips: int) -> Layout:
         stage=stage,
         chunks=_chunks(row, stack, stage),
         zero=zero,
-        gather_each=1.0,
+        gather_each=1.0 if zero >= 3 else 0.0,
     )
 
 

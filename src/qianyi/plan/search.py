@@ -14,7 +14,7 @@ from qianyi.config.check import check
 from qianyi.config.load import load
 from qianyi.config.schema import Config
 from qianyi.errors import ConfigError
-from qianyi.plan.build import case_of, machine_numbers, method_numbers, model_numbers, precision_of, remat_numbers
+from qianyi.plan.build import case_of, machine_numbers, method_numbers, model_numbers, precision_of, preset_of, remat_numbers
 from qianyi.plan.case import Case, Layout
 from qianyi.plan.cluster import Cluster
 from qianyi.plan.constants import Constants, Table, constants
@@ -81,7 +81,8 @@ def case_of_candidates(config: Config, cluster: Cluster, found: Candidates) -> C
         gather_each=(found.gather == GATHERS.index("layer")).astype(np.float64),
     )
     method = method_numbers(config)
-    presets = np.array([remat_numbers(name, config.model, skips_last=True) for name in REMATS])
+    names = [preset_of(config.model)] if config.model.offloaded_activations else REMATS
+    presets = np.array([remat_numbers(name, config.model, skips_last=True) for name in names])
     again, attention, products, elementwise = presets[found.remat].T
     staged = found.stage > 1
     return Case(
@@ -244,9 +245,8 @@ def _no_layout(config: Config, cluster: Cluster, fixed: dict[str, int]) -> str:
     said = f" with {', '.join(f'layout.{k}={v}' for k, v in fixed.items())}" if fixed else ""
     return (
         f"{cluster.name}: no layout{said} divides train.batch_size={config.train.batch_size} sequences, {m.n_heads} heads, "
-        f"{m.n_layers} layers "
-        f"and d_model={m.d_model} among {cluster.n_chips:,} chips; change train.batch_size to a multiple of the chips that split it, or "
-        "take a number of chips with more factors of two"
+        f"{m.n_layers} layers and d_model={m.d_model} among {cluster.n_chips:,} chips; "
+        "change train.batch_size to a multiple of the chips that split it, or take a number of chips with more factors of two"
     )
 
 

@@ -102,9 +102,8 @@ def _context_seconds(case: Case, k: Constants, attention: Number) -> Number:
 
 
 def _expert_seconds(case: Case, k: Constants) -> Number:
-    """Tokens to their experts and back, forward, backward, and again where the forward part is recomputed. A token goes once to a
-    device (or
-    host) of several of its experts."""
+    """Tokens to their experts and back, forward, backward, and again where the forward part is recomputed. A token goes once to a device
+    (or host) of several of its experts."""
     m, layout = case.model, case.layout
     chosen = np.maximum(m.experts_per_token, 1)
     sent = HALF * layout.micro_tokens / layout.tensor * m.d_model
@@ -149,12 +148,12 @@ def _weights_seconds(case: Case, k: Constants, work: Number) -> Number:
 
 
 def _gradients_seconds(case: Case, k: Constants, work: Number) -> Number:
-    """Gradients summed over data ranks (and, where the optimizer's state is sharded, updated weights gathered), once per step, under
-    the last
-    microbatch's backward pass."""
+    """Gradients summed over data ranks (and, where the optimizer's state is sharded, updated weights gathered): once per step, under the
+    last microbatch's backward pass; ZeRO-2 scatters those of every microbatch."""
     layout, method = case.layout, case.method
     fixed, experts = stage_params(case)
     ranks, layers = layout.data * layout.context, layers_per_stage(case)
+    scatters = np.where((layout.zero == 2) & (layout.gather_each > 0), layout.microbatches, 1.0)
     total = 0.0
     kinds = (
         (fixed, ranks, layout.shard, layout.tensor),
@@ -169,10 +168,10 @@ def _gradients_seconds(case: Case, k: Constants, work: Number) -> Number:
         copies = np.maximum(over / shard, 1)
         shards = params / shard
         summed = reduce_seconds(case.machine, k, copies, stride * shard, shards * method.reduce_bytes, layers)
-        total = total + np.where(layout.zero >= 3, summed, scatter + back)
+        total = total + np.where(layout.zero >= 3, summed, scatters * scatter + back)
     # Updated weights are gathered under the next step's first forward pass.
     window = np.where((layout.zero >= 1) & (layout.shard > 1), 1.0, BACKWARD) * work / layout.microbatches
-    return np.where(layout.data * layout.context > 1, _beyond(window, total, k.overlap), 0.0)
+    return np.where(layout.data * layout.context > 1, _beyond(scatters * window, total, k.overlap), 0.0)
 
 
 def _optimizer_seconds(case: Case, k: Constants) -> Number:
