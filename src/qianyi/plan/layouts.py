@@ -1,6 +1,7 @@
 """Every layout that a recipe could have on a cluster, as arrays.
 
-The rules are those of `qianyi.config.check`, which has the last word on what a search chooses.
+The rules are those of `qianyi.config.check`, which has the last word on what a search chooses. GPipe is left out: by the cost model 1F1B
+takes as long and keeps less.
 """
 
 from collections.abc import Iterator
@@ -63,6 +64,11 @@ def candidates(config: Config, cluster: Cluster, fixed: dict[str, int] | None = 
     rows = list(_rows(config, cluster.n_chips, fixed or {}))
     table = np.array(rows, np.int64).reshape(len(rows), 11)
     return Candidates(*table.T)
+
+
+def exists(config: Config, n_chips: int, fixed: dict[str, int] | None = None) -> bool:
+    """So many chips have a layout at all."""
+    return next(_rows(config, n_chips, fixed or {}), None) is not None
 
 
 def _rows(config: Config, n_chips: int, fixed: dict[str, int]) -> Iterator[tuple[int, ...]]:

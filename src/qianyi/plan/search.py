@@ -18,7 +18,7 @@ from qianyi.plan.build import case_of, machine_numbers, method_numbers, model_nu
 from qianyi.plan.case import Case, Layout
 from qianyi.plan.cluster import Cluster
 from qianyi.plan.constants import Constants, Table, constants
-from qianyi.plan.layouts import GATHERS, REMATS, Candidates, candidates
+from qianyi.plan.layouts import GATHERS, REMATS, Candidates, candidates, exists
 from qianyi.plan.memory import memory, total_bytes
 from qianyi.plan.stack import OURS, stack
 from qianyi.plan.step import step_seconds, terms
@@ -243,10 +243,12 @@ def _front(seconds: Floats, needed: Floats) -> Any:
 def _no_layout(config: Config, cluster: Cluster, fixed: dict[str, int]) -> str:
     m = config.model
     said = f" with {', '.join(f'layout.{k}={v}' for k, v in fixed.items())}" if fixed else ""
+    step = cluster.domain_chips if cluster.n_domains > 1 else 1
+    fewer = next((n for n in range(cluster.n_chips - step, 0, -step) if exists(config, n, fixed)), None)
+    nearest = f"; {fewer:,} chips would do" if fewer else ""
     return (
         f"{cluster.name}: no layout{said} divides train.batch_size={config.train.batch_size} sequences, {m.n_heads} heads, "
-        f"{m.n_layers} layers and d_model={m.d_model} among {cluster.n_chips:,} chips; "
-        "change train.batch_size to a multiple of the chips that split it, or take a number of chips with more factors of two"
+        f"{m.n_layers} layers and d_model={m.d_model} among {cluster.n_chips:,} chips{nearest}"
     )
 
 
