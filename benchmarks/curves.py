@@ -85,7 +85,7 @@ def _curve(curve: Curve, color: str, base: int, x: Scale, y: Scale) -> list[str]
     if at_base is not None:
         ideal = [(x(size), y(at_base * base / size)) for size, _ in curve.points]
         inside = [place for place in ideal if TOP <= place[1] <= FLOOR]
-        parts.append(f'<polyline points="{_points(inside)}" fill="none" stroke="{color}" stroke-dasharray="2 4" opacity="0.6"/>')
+        parts.append(f'<polyline points="{_points(inside)}" fill="none" stroke="{color}" stroke-dasharray="3 3" opacity="0.7"/>')
     return parts
 
 

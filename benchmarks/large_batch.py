@@ -5,7 +5,7 @@
 
 One small byte-level GPT learns the plays of Shakespeare until its loss on held-out scenes is below the target. Each optimizer's learning
 rate is first searched at one batch size; at the others it stays (none), follows the batch size (linear, Goyal et al. 2017), or its square
-root (You et al. 2020). Warm-up is a twentieth of the tokens that a run may read; then the rate is constant; there is no weight decay.
+root (You et al. 2020). Warm-up is a twentieth of the steps that a run may make; then the rate is constant; there is no weight decay.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SEQ_LEN = 32
 MICROBATCH = 512
 """Sequences at a time at most: activations that fit into caches."""
-BASE = 128
+BASE = 32
 """Sequences per step at which learning rates are searched."""
 RULES = ("none", "linear", "sqrt")
 DIVERGED = 1.0
@@ -59,10 +59,10 @@ class Effort:
     """Learning rates of the search, around the middle one."""
 
 
-FULL = Effort((32, 128, 512, 1024, 4096), 64, 1, 2.5, 2**20, 64, 4)
+FULL = Effort((8, 32, 128, 512, 2048), 64, 1, 2.5, 2**20, 256, 4)
 QUICK = Effort((32, 128, 512), 32, 1, 3.2, 2**18, 8, 1)
 RATES = {
-    "sgd": (1.0, 0.3, 3.0, 0.1),
+    "sgd": (0.1, 0.3, 1.0, 0.03),
     "lars": (10.0, 3.0, 30.0, 1.0),
     "lamb": (0.02, 0.006, 0.06, 0.002),
     "adamw": (6e-3, 2e-3, 2e-2, 6e-4),
@@ -172,7 +172,7 @@ class Bench:
         if run.optimizer not in self._initial:
             self._initial[run.optimizer] = init_state(config, self._mesh)
         state, gradients, update = self._initial[run.optimizer], self._gradients[run.batch_size], jax.jit(make_update(config))
-        every = max(1, 2**16 // (run.batch_size * SEQ_LEN))
+        every = max(1, 2**15 // (run.batch_size * SEQ_LEN))
         run.losses.append((0, self._held_out_loss(state)))
         for n in range(1, config.train.steps + 1):
             out = gradients(state.params, _windows(self._train, run.batch_size, n))
