@@ -162,7 +162,7 @@ def _markdown(rows: list[Row], about: dict[str, Any]) -> str:
 # The picture.
 
 WIDTH, HEIGHT, LEFT, TOP, GAP, LEGEND = 920, 400, 60, 88, 80, 60
-COLORS = ("#1f2328", "#e3b341", "#9aa4af", "#2f6db3", "#7a4fb5", "#d9822b", "#c0392b", "#3f8f5f")
+COLORS = ("#1f2328", "#e07aa8", "#9aa4af", "#2f6db3", "#7a4fb5", "#d9822b", "#c0392b", "#3f8f5f")
 FONT = "font-family=\"-apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\""
 
 
