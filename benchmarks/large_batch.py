@@ -59,7 +59,7 @@ class Effort:
     """Learning rates of the search, around the middle one."""
 
 
-FULL = Effort((8, 32, 128, 512, 2048), 64, 1, 2.5, 2**20, 256, 4)
+FULL = Effort((8, 32, 128, 512), 64, 1, 2.5, 2**20, 256, 4)
 QUICK = Effort((32, 128, 512), 32, 1, 3.2, 2**18, 8, 1)
 RATES = {
     "sgd": (0.1, 0.3, 1.0, 0.03),
