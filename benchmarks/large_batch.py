@@ -40,7 +40,10 @@ BASE = 32
 """Sequences per step at which learning rates are searched."""
 RULES = ("none", "linear", "sqrt")
 DIVERGED = 1.0
-"""Nats above the first loss at which a run is given up."""
+"""Nats above the first loss."""
+PATIENCE = 4
+"""Evaluations in a row so high, at which a run is given up. One may pass: AdamW at 512 sequences goes from 3.5 to 6.9 nats in one step
+and to 3.4 in the next."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,15 @@ class Run:
     seconds: float = 0.0
 
     @property
+    def diverged(self) -> bool:
+        recent = [loss for _, loss in self.losses[-PATIENCE:]]
+        return len(recent) == PATIENCE and all(not loss <= self.losses[0][1] + DIVERGED for loss in recent)
+
+    @property
     def outcome(self) -> str:
         if self.steps is not None:
             return f"{self.steps:,.0f} steps, {self.steps * self.batch_size * SEQ_LEN / 1e6:.2f} M tokens"
-        last = self.losses[-1][1]
-        return f"not reached ({last:.2f})" if last <= self.losses[0][1] + DIVERGED else "diverged"
+        return "diverged" if self.diverged else f"not reached ({self.losses[-1][1]:.2f})"
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -182,7 +189,7 @@ class Bench:
                 (before, above), (after, below) = run.losses[-2:]
                 if below <= self.effort.target:
                     run.steps = before + (after - before) * (above - self.effort.target) / (above - below)
-                if run.steps is not None or not below <= run.losses[0][1] + DIVERGED:
+                if run.steps is not None or run.diverged:
                     return
 
     def _held_out_loss(self, state: TrainState) -> float:

@@ -72,7 +72,7 @@ def run_all(directory: Path) -> None:
             try:
                 certificate = replace(_certify_once(config, small, ran), small=small)
             except ConfigError as error:  # this family and this layout do not go together
-                print(f"{recipe:16} {layout:34} refused: {error}", flush=True)
+                print(f"{recipe:16} {layout:34} refused: {str(error).splitlines()[0]}", flush=True)
                 continue
             write(certificate, f"{recipe} on {config.layout.words}", directory / recipe / layout.replace(",", "_"))
             print(f"{recipe:16} {layout:34} {_sentence(certificate)}", flush=True)
