@@ -68,7 +68,7 @@ def _panel(left: float, width: float, panel: Panel, base: int, y: Scale, *, numb
         *(_text(x(size), FLOOR + 18, f"{size:,}", size=11, anchor="middle") for size in sizes),
         _text(left + width / 2, FLOOR + 36, "sequences per step", size=11, color="#57606a", anchor="middle"),
     ]
-    ticks = [value for value in (1, 3, 10, 30, 100, 300, 1000, 3000) if TOP <= y(value) <= FLOOR]
+    ticks = [value for value in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if TOP <= y(value) <= FLOOR]
     parts += [_text(left - 6, y(value) + 4, f"{value:,}", size=11, anchor="end") for value in ticks if numbers]
     for place, curve in enumerate(panel.curves):
         parts += _curve(curve, COLORS[place], base, x, y)
@@ -83,9 +83,10 @@ def _curve(curve: Curve, color: str, base: int, x: Scale, y: Scale) -> list[str]
     parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="{color}"/>' for px, py in points]
     at_base = dict(curve.points).get(base)
     if at_base is not None:
-        ideal = [(x(size), y(at_base * base / size)) for size, _ in curve.points]
+        first, last = curve.points[0][0], curve.points[-1][0]
+        ideal = [(x(size), y(at_base * base / size)) for size in (first * (last / first) ** (i / 99) for i in range(100))]
         inside = [place for place in ideal if TOP <= place[1] <= FLOOR]
-        parts.append(f'<polyline points="{_points(inside)}" fill="none" stroke="{color}" stroke-dasharray="2 4" opacity="0.6"/>')
+        parts.append(f'<polyline points="{_points(inside)}" fill="none" stroke="{color}" stroke-dasharray="3 3" opacity="0.7"/>')
     return parts
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax import lax
 from models import make_config
 from test_cli import qianyi
 
+from qianyi.cli import verify
 from qianyi.config.check import check
 from qianyi.config.model import MoEConfig
 from qianyi.config.schema import Config, LayoutConfig, ModelConfig, ObjectiveConfig
@@ -181,3 +183,27 @@ def test_command_refuses_what_it_cannot_read() -> None:
     assert done.returncode == 2
     assert "did you mean `layout.stage`?" in done.stderr
     assert qianyi("verify").returncode == 2
+
+
+def test_recipes_that_are_the_same_when_small_run_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str | None] = []
+
+    def counted(config: Config, layout: LayoutConfig) -> Any:
+        ran.append(config.description)
+        return certify(config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})}), layout)
+
+    monkeypatch.setattr(verify, "_start_devices", lambda n: None)  # pyright: ignore[reportUnknownArgumentType,reportUnknownLambdaType]
+    monkeypatch.setattr(verify, "DENSE_SPREAD", ("data=2",))
+    monkeypatch.setattr(verify, "certify", counted)
+    monkeypatch.setattr(verify, "recipes", SimpleNamespace(names=lambda: ["gpt2-124m", "gpt3-175b", "megatron-1t"]))
+    verify.run_all(tmp_path)
+    assert len(ran) == 2
+    assert "3 certificates from 2 small recipes" in capsys.readouterr().out
+    found = {
+        name: json.loads((tmp_path / name / "data=2" / "certificate.json").read_text()) for name in ("gpt3-175b", "megatron-1t")
+    }
+    assert "GPT-3" in found["gpt3-175b"]["recipe"]["description"]
+    assert "Megatron" in found["megatron-1t"]["recipe"]["description"]
+    assert found["gpt3-175b"]["gradients"] == found["megatron-1t"]["gradients"]
