@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +229,8 @@ def compare(bench: Bench, optimizer: str) -> list[Run]:
 def main() -> None:
     options = _arguments()
     jax.config.update("jax_platforms", "cpu")
-    bench = Bench(QUICK if options.quick else FULL)
+    effort = QUICK if options.quick else FULL
+    bench = Bench(replace(effort, batch_sizes=options.batch_sizes or effort.batch_sizes))
     about, began = _about(bench.effort), time.perf_counter()
     runs = [run for optimizer in options.only or NAMES for run in compare(bench, optimizer)]
     about["minutes"] = round((time.perf_counter() - began) / 60, 1)
@@ -248,9 +249,19 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller model, fewer tokens, no search: to see that it works")
+    parser.add_argument(
+        "--batch-sizes", metavar="N,N,...", type=_sizes, help=f"in place of the usual ones; {BASE} must be among them"
+    )
     parser.add_argument("--only", action="append", choices=list(NAMES), help="just this optimizer; may be repeated")
     parser.add_argument("--svg", type=Path, help="where to draw the picture")
     return parser.parse_args()
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = tuple(sorted({int(size) for size in text.split(",")}))
+    if BASE not in sizes or sizes[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected sizes of which one is {BASE}")
+    return sizes
 
 
 def _about(effort: Effort) -> dict[str, Any]:
