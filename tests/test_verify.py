@@ -16,6 +16,7 @@ from test_cli import qianyi
 from qianyi.cli import verify
 from qianyi.config.check import check
 from qianyi.config.model import MoEConfig
+from qianyi.config.load import load
 from qianyi.config.schema import Config, LayoutConfig, ModelConfig, ObjectiveConfig
 from qianyi.model import moe
 from qianyi.ops import context
@@ -59,6 +60,14 @@ def test_small_recipes_keep_their_objective(layout: LayoutConfig) -> None:
         small = shrink(config, layout)
         check(small)
         assert small.train.objective.kind == objective
+
+
+@pytest.mark.parametrize("layout", [LayoutConfig(data=8), LayoutConfig(data=4, model=2)])
+def test_small_recipes_keep_how_many_heads_share_keys(layout: LayoutConfig) -> None:
+    for name, shared in (("llama3-8b", 4), ("llama3-405b", 16), ("llama2-7b", 1), ("qwen3-235b-a22b", 16)):
+        small = shrink(load(name).config, layout).model
+        assert small.n_heads // small.kv_heads == shared
+        assert (small.kv_heads == 1) == (layout.model == 1 and shared > 1)
 
 
 def caught(config: Config, layout: LayoutConfig) -> list[str]:

@@ -66,7 +66,7 @@ def _shrink_model(config: Config, layout: LayoutConfig) -> ModelConfig:
     m = config.model
     shared = m.n_heads // m.kv_heads
     kv_heads = 1 if m.kv_heads == 1 else layout.model * (1 if shared > 1 else 2)
-    n_heads = 2 * layout.model if kv_heads == 1 else kv_heads * shared
+    n_heads = 2 * layout.model if m.kv_heads == 1 else kv_heads * shared
     width = 16 * math.lcm(layout.data * layout.context, layout.model)
     virtual = layout.stage * layout.chunks
     uneven = m.n_blocks % virtual != 0
