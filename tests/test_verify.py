@@ -15,8 +15,8 @@ from test_cli import qianyi
 
 from qianyi.cli import verify
 from qianyi.config.check import check
-from qianyi.config.model import MoEConfig
 from qianyi.config.load import load
+from qianyi.config.model import MoEConfig
 from qianyi.config.schema import Config, LayoutConfig, ModelConfig, ObjectiveConfig
 from qianyi.model import moe
 from qianyi.ops import context
