@@ -5,13 +5,14 @@ from typing import NamedTuple
 from qianyi.config.check import ACTIVATIONS, MATMUL_ACTIVATIONS
 from qianyi.config.counts import parameter_count
 from qianyi.config.model import ModelConfig
+from qianyi.config.objective import target_length
 from qianyi.config.schema import Config
 from qianyi.plan.case import Case, Layout, Machine, Method, Model
 from qianyi.plan.cluster import Cluster
 from qianyi.plan.compute import FULL, HALF
 
 
-def model_numbers(m: ModelConfig, seq_len: int) -> Model:
+def model_numbers(m: ModelConfig, seq_len: int, target_len: int | None = None) -> Model:
     """A model; of an encoder-decoder, decoder and encoder layers together, with attention to the encoder spread over them."""
     H, G, K, V = m.n_heads, m.kv_heads, m.d_key, m.d_head
     latent = m.latent
@@ -24,6 +25,7 @@ def model_numbers(m: ModelConfig, seq_len: int) -> Model:
         qkv, kv = H * (2 * K + V), H * (K + V)
     layers = m.n_layers + m.encoder_layers
     crossing = m.n_layers / layers if m.encoder_layers else 0.0
+    target_share = (target_len or seq_len) / seq_len
     moe_layers = m.n_blocks if m.mixture else 0
     numbers = Model(
         vocab_size=m.vocab_size,
@@ -44,6 +46,8 @@ def model_numbers(m: ModelConfig, seq_len: int) -> Model:
         shared_experts=m.moe.n_shared if m.mixture else 0,
         seen=_seen(m, seq_len) * (1 + crossing),
         tied=1 if m.tied_embeddings else 0,
+        layer_share=(m.encoder_layers + m.n_layers * target_share) / layers if m.encoder_layers else 1.0,
+        head_share=target_share if m.encoder_layers else 1.0,
         other_params=0,
     )
     others = parameter_count(m) - numbers.params
@@ -215,7 +219,7 @@ def case_of(config: Config, cluster: Cluster) -> Case:
         ConfigError: the chip has no units for the recipe's precision.
     """
     return Case(
-        model=model_numbers(config.model, config.train.seq_len),
+        model=model_numbers(config.model, config.train.seq_len, target_length(config.train)),
         layout=layout_numbers(config),
         method=method_numbers(config),
         machine=machine_numbers(cluster, precision_of(config)),

@@ -59,6 +59,10 @@ class Model(Numbers):
     """Keys that a query needs to see, on average over layers (half the sequence where attention is causal)."""
     tied: Number
     """1: the output projection is the embedding."""
+    layer_share: Number
+    """Tokens that a layer sees, on average over layers, relative to train.seq_len: decoders of encoder-decoders see targets alone."""
+    head_share: Number
+    """The same of the output projection."""
     other_params: Number
     """Norms, biases, positions: what no matrix product uses."""
 
@@ -97,12 +101,12 @@ class Model(Numbers):
         """Matrix parameters that a token meets, the output projection included."""
         visited = self.experts_per_token * self.ff_matrices * self.d_model * self.d_expert
         layers = self.dense_layers * self.dense_params + self.moe_layers * (self.moe_fixed_params + visited)
-        return layers + self.vocab_size * self.d_model
+        return self.layer_share * layers + self.head_share * self.vocab_size * self.d_model
 
     @property
     def attention_flops_per_token(self) -> Number:
         """Products with keys and values, forward and backward."""
-        return 6 * self.n_layers * self.n_heads * (self.d_key + self.d_value) * self.seen
+        return 6 * self.layer_share * self.n_layers * self.n_heads * (self.d_key + self.d_value) * self.seen
 
     @property
     def flops_per_token(self) -> Number:

@@ -93,7 +93,7 @@ def _activations(case: Case) -> Number:
     """Kept for the backward pass, on the device."""
     layout, method = case.layout, case.method
     tokens, layers = layout.micro_tokens, layers_per_stage(case)
-    whole = layers * method.weight_bytes * tokens * kept_elements(case) * (1 - method.offload)
+    whole = case.model.layer_share * layers * method.weight_bytes * tokens * kept_elements(case) * (1 - method.offload)
     # Inputs of every chunk, and all of one microbatch at a time.
     ahead = 2 * (layout.stage - 1) + (layout.chunks - 1) * layout.stage + 1
     inputs = method.weight_bytes * tokens * _stream(case) * np.minimum(ahead, layout.microbatches * layout.chunks)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qianyi.config.check import check
 from qianyi.config.load import load
+from qianyi.config.objective import target_length
 from qianyi.config.schema import Config
 from qianyi.errors import ConfigError
 from qianyi.plan.build import case_of, machine_numbers, method_numbers, model_numbers, precision_of, preset_of, remat_numbers
@@ -86,7 +87,7 @@ def case_of_candidates(config: Config, cluster: Cluster, found: Candidates) -> C
     again, attention, products, elementwise = presets[found.remat].T
     staged = found.stage > 1
     return Case(
-        model=model_numbers(config.model, config.train.seq_len),
+        model=model_numbers(config.model, config.train.seq_len, target_length(config.train)),
         layout=layout,
         method=replace(
             method,

@@ -60,10 +60,10 @@ def _per_microbatch(case: Case, k: Constants) -> Terms:
     m = case.model
     layers = layers_per_stage(case)
     dense, experts = layers * m.dense_layers / m.n_layers, layers * m.moe_layers / m.n_layers
-    products = dense * dense_layer_seconds(case, k) + experts * moe_layer_seconds(case, k)
-    attention = layers * attention_seconds(case, k)
-    elementwise = layers * elementwise_seconds(case, k) + experts * routing_seconds(case, k)
-    head = head_seconds(case, k)
+    products = m.layer_share * (dense * dense_layer_seconds(case, k) + experts * moe_layer_seconds(case, k))
+    attention = m.layer_share * layers * attention_seconds(case, k)
+    elementwise = m.layer_share * layers * elementwise_seconds(case, k) + experts * routing_seconds(case, k)
+    head = m.head_share * head_seconds(case, k)
     # A stage that has the output projection may have fewer layers for it: only what does not fit evenly is paid.
     even = (m.n_layers / case.layout.stage) * (products + attention + elementwise) / layers + head / case.layout.stage
     full = products + attention + elementwise
@@ -74,7 +74,7 @@ def _per_microbatch(case: Case, k: Constants) -> Terms:
         "attention": attention,
         "elementwise": elementwise,
         "head": np.where(case.layout.stage > 1, on_last, head),
-        "tensor": layers * _tensor_seconds(case, k),
+        "tensor": m.layer_share * layers * _tensor_seconds(case, k),
         "context": layers * _context_seconds(case, k, attention / layers),
         "experts": experts * _expert_seconds(case, k),
         "stages": _stage_seconds(case, k),
