@@ -15,6 +15,8 @@ import time
 
 from machine import measured_here
 
+from qianyi.plan.cluster import cluster
+
 QUESTIONS = (
     ("llama3-405b", "h100:2048x8"),
     ("llama3-405b", "tpu-v5p:16x16x16*4"),
@@ -47,7 +49,7 @@ def main() -> None:
         whole = statistics.median(
             _run([sys.executable, "-m", "qianyi", "plan", recipe, "--cluster", on])[1] for _ in range(TIMES)
         )
-        chips = eval(on.split(":")[1].replace("x", "*"))
+        chips = cluster(on).n_chips
         search = statistics.median(map(float, seconds))
         print(
             f"| {recipe} | {on} | {chips:,} | {int(considered[0]):,} | {int(fitting[0]):,} | {search:.2f} | {whole:.2f} |",

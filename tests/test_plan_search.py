@@ -210,6 +210,7 @@ def test_options_and_json(tmp_path: Path) -> None:
 
     table = tmp_path / "table.csv"
     some = [*published_rows()[:5], {**published_rows()[0], "d_model": ""}, {**published_rows()[0], "chip": "Abacus"}]
+    some += [{**published_rows()[0], "heads": "48", "kv_heads": "36"}, {**published_rows()[0], "fsdp_or_zero_stage": "all"}]
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(some[0]))
         writer.writeheader()
@@ -218,8 +219,9 @@ def test_options_and_json(tmp_path: Path) -> None:
     with rows.open(newline="") as file:
         predicted = list(csv.DictReader(file))
     assert list(predicted[0]) == [*some[0], *ADDED]
-    assert [bool(row["reason"]) for row in predicted] == [False] * 5 + [True] * 2
+    assert [bool(row["reason"]) for row in predicted] == [False] * 5 + [True] * 4
     assert predicted[5]["reason"] == "d_model is not given"
+    assert predicted[7]["reason"] == "n_heads 48 is not a multiple of n_kv_heads 36"
     for row in predicted[:5]:
         rate = float(row["predicted_tokens_per_s_per_chip"]) * float(row["predicted_step_seconds"]) * float(row["chips"])
         assert rate == pytest.approx(float(row["global_batch_sequences"]) * float(row["seq_len"]), rel=1e-4)

@@ -84,11 +84,13 @@ def flops_per_token(m: ModelConfig, seq_len: int) -> float:
     """
     dense = m.n_layers - m.n_blocks
     layers = m.n_blocks * layer_flops_per_token(m, seq_len) + dense * layer_flops_per_token(m.dense, seq_len)
-    local = sum(m.local_layers) * _attention_flops(m, _seen(m, seq_len) - _seen(m, seq_len, m.attention.window))
+    local = sum(m.local_layers) * _attention_flops(m, seen_keys(m, seq_len) - seen_keys(m, seq_len, m.attention.window))
     encoder = m.encoder_layers * layer_flops_per_token(m, seq_len)
     if m.encoder_layers:
         encoder += m.encoder_layers * _attention_flops(m, seq_len / 2)  # both ways: the other half
-        encoder += m.n_layers * (6 * _projections(m) + _attention_flops(m, seq_len))  # the decoder looks at the encoder
+        encoder += m.n_layers * (
+            6 * attention_matmul_params(m) + _attention_flops(m, seq_len)
+        )  # the decoder looks at the encoder
     head = m.vocab_size * m.d_model + (m.d_model**2 if m.kind == "encoder" and m.mlm_head else 0)
     return layers - local + encoder + 6 * head
 
@@ -99,10 +101,10 @@ def layer_flops_per_token(m: ModelConfig, seq_len: int) -> float:
     visited = _matrices(m) * D * m.d_hidden
     if moe is not None:
         visited = (moe.experts_per_token + moe.n_shared) * _matrices(m) * D * m.d_expert + D * moe.n_experts
-    return 6 * (_projections(m) + visited) + _attention_flops(m, _seen(m, seq_len))
+    return 6 * (attention_matmul_params(m) + visited) + _attention_flops(m, seen_keys(m, seq_len))
 
 
-def _projections(m: ModelConfig) -> int:
+def attention_matmul_params(m: ModelConfig) -> int:
     """Matmul parameters of attention."""
     D, H, K = m.d_model, m.n_heads, m.d_head
     if m.latent is None:
@@ -116,7 +118,7 @@ def _attention_flops(m: ModelConfig, seen: float) -> float:
     return 6 * m.n_heads * (m.d_key + m.d_head) * seen
 
 
-def _seen(m: ModelConfig, seq_len: int, window: int | None = None) -> float:
+def seen_keys(m: ModelConfig, seq_len: int, window: int | None = None) -> float:
     """Keys that a query sees on average."""
     if window is not None and window < seq_len:
         return window * (1 - window / (2 * seq_len))

@@ -221,6 +221,12 @@ class Config(Part):
     run: RunConfig = RunConfig()
 
     @property
+    def gathers_once(self) -> bool:
+        """Sharded weights are gathered and gradients reduced once per step: what `layout.gather` comes to."""
+        layout = self.layout
+        return layout.gather == "step" or (layout.gather == "auto" and (self.train.accumulation > 1 or layout.zero == 1))
+
+    @property
     def peak_learning_rate(self) -> float:
         """optimizer.learning_rate at this batch size."""
         rule, base = self.schedule.scale_rule, self.schedule.base_batch_size

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from qianyi.config.check import ACTIVATIONS, MATMUL_ACTIVATIONS
-from qianyi.config.counts import parameter_count
+from qianyi.config.counts import attention_matmul_params, parameter_count, seen_keys
 from qianyi.config.model import ModelConfig
 from qianyi.config.objective import target_length
 from qianyi.config.schema import Config
@@ -15,14 +15,7 @@ from qianyi.plan.compute import FULL, HALF
 def model_numbers(m: ModelConfig, seq_len: int, target_len: int | None = None) -> Model:
     """A model; of an encoder-decoder, decoder and encoder layers together, with attention to the encoder spread over them."""
     H, G, K, V = m.n_heads, m.kv_heads, m.d_key, m.d_head
-    latent = m.latent
-    if latent is None:
-        attention, qkv, kv = m.d_model * V * 2 * (H + G), V * (H + 2 * G), 2 * G * V
-    else:
-        C, Q, R = latent.kv_rank, latent.query_rank, latent.rope_dim
-        query = m.d_model * Q + Q * H * K if Q else m.d_model * H * K
-        attention = query + m.d_model * (C + R) + C * H * 2 * V + H * V * m.d_model
-        qkv, kv = H * (2 * K + V), H * (K + V)
+    qkv, kv = (V * (H + 2 * G), 2 * G * V) if m.latent is None else (H * (2 * K + V), H * (K + V))
     layers = m.n_layers + m.encoder_layers
     crossing = m.n_layers / layers if m.encoder_layers else 0.0
     target_share = (target_len or seq_len) / seq_len
@@ -37,7 +30,7 @@ def model_numbers(m: ModelConfig, seq_len: int, target_len: int | None = None) -
         kv_width=kv,
         d_key=K,
         d_value=V,
-        attention_params=attention * (1 + crossing),
+        attention_params=attention_matmul_params(m) * (1 + crossing),
         ff_matrices=3 if m.gated else 2,
         d_ff=m.d_hidden,
         d_expert=m.d_expert if m.mixture else 0,
@@ -56,12 +49,8 @@ def model_numbers(m: ModelConfig, seq_len: int, target_len: int | None = None) -
 
 def _seen(m: ModelConfig, seq_len: int) -> float:
     """Keys that a query sees, on average over layers."""
-    whole = seq_len if m.kind == "encoder" else seq_len / 2
-    window = m.attention.window
-    if window is None or window >= seq_len:
-        return whole
     local = sum(m.local_layers) / m.n_layers
-    return local * window * (1 - window / (2 * seq_len)) + (1 - local) * whole
+    return local * seen_keys(m, seq_len, m.attention.window) + (1 - local) * seen_keys(m, seq_len)
 
 
 def machine_numbers(cluster: Cluster, precision: str) -> Machine:
@@ -79,7 +68,6 @@ def machine_numbers(cluster: Cluster, precision: str) -> Machine:
         peak_flops=of.peak_flops(precision),
         peak_bf16_flops=of.bf16_flops,
         cores=of.cores,
-        hbm_bytes=of.hbm_bytes,
         hbm_bytes_per_second=of.hbm_bytes_per_second,
         switched=0 if of.torus_axes else 1,
         domain=cluster.domain_chips,
@@ -176,20 +164,16 @@ def preset_of(m: ModelConfig) -> str:
     if isinstance(m.remat, str):
         return m.remat
     kept = {name for name, what in m.remat.items() if what != "recompute"}
-    return (
-        "none"
-        if kept >= set(ACTIVATIONS)
-        else "matmuls"
-        if kept >= set(MATMUL_ACTIVATIONS) - {"expert_tokens", "expert_out"}
-        else "full"
-    )
+    if kept >= set(ACTIVATIONS):
+        return "none"
+    dense = set(MATMUL_ACTIVATIONS) - {"expert_tokens", "expert_out"}
+    return "matmuls" if kept >= dense else "full"
 
 
 def layout_numbers(config: Config) -> Layout:
     """A recipe's layout and batch."""
     layout, train = config.layout, config.train
     data = layout.batch_shards
-    gathers_once = layout.gather == "step" or (layout.gather == "auto" and (train.accumulation > 1 or layout.zero == 1))
     return Layout(
         seq_len=train.seq_len,
         batch_size=train.batch_size,
@@ -203,7 +187,7 @@ def layout_numbers(config: Config) -> Layout:
         stage=layout.stage,
         chunks=layout.chunks,
         zero=layout.zero,
-        gather_each=0 if gathers_once and layout.zero != 2 else 1,
+        gather_each=0 if config.gathers_once and layout.zero != 2 else 1,
     )
 
 

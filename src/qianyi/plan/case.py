@@ -203,7 +203,6 @@ class Machine(Numbers):
     """Of linear layers, at their precision."""
     peak_bf16_flops: Number
     cores: Number
-    hbm_bytes: Number
     hbm_bytes_per_second: Number
     switched: Number
     """1: a switch (or mesh) joins a domain; 0: a torus."""

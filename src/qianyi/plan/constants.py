@@ -59,9 +59,8 @@ class Constants(Numbers):
     stage_exposed: Number
     """Share of the messages between stages that no computation hides."""
     overlap: Number
-    """How well weights and gradients travel while the chip computes: the exponent of a norm of both times. 1: one after the other;
-    large: only
-    the longer one counts."""
+    """How well weights and gradients travel while the chip computes: the exponent of a norm of both times. 1: one after the other; large:
+    only the longer one counts."""
     layer_seconds: Number
     """Overhead of a layer, for one forward pass of one microbatch."""
     moe_layer_seconds: Number

@@ -46,17 +46,11 @@ class Candidates:
         layout = {axis: int(getattr(self, axis)[i]) for axis in ("replica", "stage", "data", "context", "expert", "model")}
         zero, sharded = int(self.zero[i]), layout["data"] * layout["context"] > 1
         layout |= {"zero": zero if sharded else 3, "chunks": int(self.chunks[i])}
-        accumulation = int(self.accumulation[i])
-        gather = GATHERS[int(self.gather[i])]
-        automatic = "step" if accumulation > 1 or zero == 1 else "layer"
-        words = {
-            "gather": gather if zero == 3 and gather != automatic and sharded else "auto",
-            "schedule": "1f1b",
-            "exchange": "auto",
-        }
+        gather = GATHERS[int(self.gather[i])] if zero == 3 and sharded else "auto"
+        words = {"gather": gather, "schedule": "1f1b", "exchange": "auto"}
         keys = [f"layout.{k}={v}" for k, v in (layout | words).items()]
         remat = [] if config.model.offloaded_activations else [f"model.remat={REMATS[int(self.remat[i])]}"]
-        return [*keys, f"train.accumulation={accumulation}", *remat]
+        return [*keys, f"train.accumulation={int(self.accumulation[i])}", *remat]
 
 
 def candidates(config: Config, cluster: Cluster, fixed: dict[str, int] | None = None) -> Candidates:

@@ -101,9 +101,8 @@ def _activations(case: Case) -> Number:
 
 
 def _working_set(case: Case) -> Number:
-    """What one layer makes on its way backward and drops again: what it did not keep, and gradients of as much; whole sequences where
-    tensor
-    parallelism gathers them."""
+    """What one layer makes on its way backward and drops again: what it did not keep, and gradients of as much; whole
+    sequences where tensor parallelism gathers them."""
     m, tensor = case.model, case.layout.tensor
     dense, routed = m.dense_layers > 0, m.moe_layers > 0
     width = np.maximum(dense * m.d_ff, routed * m.d_expert * (m.experts_per_token + m.shared_experts))

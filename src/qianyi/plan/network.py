@@ -1,12 +1,9 @@
 """Time of collectives on the links that they use.
 
-A mesh axis is `size` ranks, neighbours of which are `stride` chips apart: the axes inside it fill the domain first. On a switch a
-group that
-is larger than a domain is a ring in each host joined to rings between hosts, as NCCL builds them; both run at once, so the slower
-counts. On a
-torus an axis takes the links of the dimensions that it fills. Bytes are those of the whole array that a rank ends up with (all-gather)
-or begins with
-(reduce-scatter); an all-reduce is both, one after the other.
+A mesh axis is `size` ranks, neighbours of which are `stride` chips apart: the axes inside it fill the domain first. On a switch a group
+that is larger than a domain is a ring in each host joined to rings between hosts, as NCCL builds them; both run at once, so the slower
+counts. On a torus an axis takes the links of the dimensions that it fills. Bytes are those of the whole array that a rank ends up with
+(all-gather) or begins with (reduce-scatter); an all-reduce is both, one after the other.
 """
 
 import numpy as np

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from datetime import date
 
+from qianyi.config.counts import parameter_count
 from qianyi.config.load import load
 from qianyi.config.ramp import at_batch_size, tokens_before
 from qianyi.config.schema import Config
 from qianyi.errors import ConfigError
-from qianyi.plan.build import case_of, method_numbers, model_numbers, precision_of
+from qianyi.plan.build import case_of, method_numbers, optimizer_bytes, precision_of
 from qianyi.plan.campaign import Campaign, Site, StepSeconds, by_deadline, campaign
 from qianyi.plan.chips import Chip, chip
 from qianyi.plan.cluster import Cluster, cluster, make_cluster, torus_shape
@@ -20,9 +21,8 @@ from qianyi.plan.stack import OURS, stack
 from qianyi.plan.step import step_seconds
 
 STORAGE_BYTES_PER_SECOND_PER_HOST = 2e9
-"""What a host writes to a shared file system: BLOOM's 2.3 TB in 40 s from 48 hosts are 1.2 GB/s (Le Scao et al. 2022), Narayanan et
-al. 2021 report
-273 GB/s from 384 hosts, 0.7 GB/s; local disks and object stores do more."""
+"""What a host writes to a shared file system: BLOOM's 2.3 TB in 40 s from 48 hosts are 1.2 GB/s (Le Scao et al. 2022);
+Narayanan et al. 2021 report 273 GB/s from 384 hosts, 0.7 GB/s; local disks and object stores do more."""
 SNAPSHOT_BYTES_PER_SECOND = 10e9
 """From a chip to its host's memory, which is all that an asynchronous checkpoint stops training for."""
 
@@ -88,9 +88,8 @@ def answer(question: Question) -> Plan:
     """The best plan.
 
     Raises:
-        ConfigError: unknown chip, impossible shape, nothing fits, a deadline or budget that cannot be met; each with the numbers and
-        the nearest
-            thing that works.
+        ConfigError: unknown chip, impossible shape, nothing fits, a deadline or budget that cannot be met; each with
+            the numbers and the nearest thing that works.
     """
     recipe, overrides = _recipe(question)
     if ":" in question.cluster or question.cluster.endswith((".yaml", ".yml")):
@@ -176,9 +175,8 @@ def _seconds_by_batch(config: Config, on: Cluster, own: Table | None) -> StepSec
 
 def checkpoint_size_bytes(config: Config) -> float:
     """Parameters and optimizer state."""
-    method = method_numbers(config)
-    params = round(float(model_numbers(config.model, config.train.seq_len).params))
-    return checkpoint_bytes(params, float(method.optimizer_bytes) + float(method.stored_bytes))
+    stored = float(method_numbers(config).stored_bytes)
+    return checkpoint_bytes(parameter_count(config.model), stored + optimizer_bytes(config))
 
 
 def site(config: Config, on: Cluster, price: PriceRange | None = None) -> Site:

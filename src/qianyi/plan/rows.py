@@ -11,6 +11,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from qianyi.config.counts import parameter_count
 from qianyi.config.model import AttentionConfig, LatentConfig, ModelConfig, MoEConfig
 from qianyi.errors import ConfigError, DataError
@@ -90,19 +92,25 @@ def published(row: Row) -> Published:
     Raises:
         CannotPredictError: with what is missing.
     """
+    try:
+        return _published(row)
+    except ValidationError as error:
+        raise CannotPredictError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    except ConfigError as error:
+        raise CannotPredictError(str(error)) from None
+
+
+def _published(row: Row) -> Published:
     model = _model(row)
     stack = stack_of_run(row)
     precision = row.get("precision") or "bf16"
     n_chips = round(_need(row, "chips"))
     layout = _layout(row, stack, n_chips)
-    try:
-        of = chip(_chip_name(row))
-        if stack.host_gbps:
-            of = replace(of, host_bytes_per_second=stack.host_gbps * GIGA)
-        cluster = _cluster(of, n_chips, row)
-        machine = machine_numbers(cluster, precision)
-    except ConfigError as error:
-        raise CannotPredictError(str(error)) from None
+    of = chip(_chip_name(row))
+    if stack.host_gbps:
+        of = replace(of, host_bytes_per_second=stack.host_gbps * GIGA)
+    cluster = _cluster(of, n_chips, row)
+    machine = machine_numbers(cluster, precision)
     case = Case(
         model=model_numbers(model, round(layout.seq_len)),
         layout=layout,
@@ -188,7 +196,7 @@ def _fsdp(row: Row) -> float | None:
     """Shards of FSDP: 0 where it is FSDP over all ranks, None where it is not."""
     text = row.get("fsdp_or_zero_stage") or ""
     if text.startswith("fsdp="):
-        return float(text.removeprefix("fsdp="))
+        return _number({"fsdp_or_zero_stage": text.removeprefix("fsdp=")}, "fsdp_or_zero_stage")
     return 0.0 if "fsdp" in text or text.startswith("3") else None
 
 
@@ -210,7 +218,10 @@ def _layout(row: Row, stack: Stack, n_chips: int) -> Layout:
     if row["chip"].startswith("TPU"):
         micro = share  # of a chip, where the table counts JAX devices
     over = fsdp * context if fsdp else data * context
-    zero = 3 if fsdp is not None else int((row.get("fsdp_or_zero_stage") or str(stack.zero))[0])
+    said = (row.get("fsdp_or_zero_stage") or str(stack.zero))[0]
+    if fsdp is None and not said.isdigit():
+        raise CannotPredictError(f"fsdp_or_zero_stage: expected 0 to 3 or fsdp=N, found `{row['fsdp_or_zero_stage']}`")
+    zero = 3 if fsdp is not None else int(said)
     return Layout(
         seq_len=_need(row, "seq_len"),
         batch_size=batch,

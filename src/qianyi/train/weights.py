@@ -37,7 +37,7 @@ def late_parts(config: Config) -> set[str]:
     """Parts of the model that are made whole before the first microbatch and whose gradients are reduced after the last; for the others
     both happen where they are used. What all stages of a pipeline share is late always: a sum over stages has no place in a branch."""
     layout, parts = config.layout, set(model_params(config.model))
-    if layout.zero != 2 and gathers_once(config):
+    if layout.zero != 2 and config.gathers_once:
         return parts
     return parts - {"blocks"} if layout.stage > 1 else set()
 
@@ -45,12 +45,6 @@ def late_parts(config: Config) -> set[str]:
 def late_gradients(config: Config) -> set[str]:
     """Parts whose gradients are reduced after the last microbatch; the gradient noise scale needs those of each."""
     return set() if config.train.noise_scale else late_parts(config)
-
-
-def gathers_once(config: Config) -> bool:
-    """Weights are gathered and gradients reduced once per step."""
-    gather, zero = config.layout.gather, config.layout.zero
-    return gather == "step" or (gather == "auto" and (config.train.accumulation > 1 or zero == 1))
 
 
 def separates_gradients(config: Config) -> bool:
