@@ -102,7 +102,7 @@ def test_a_plan_is_a_recipe(recipe: str, on: str, tmp_path: Path) -> None:
     check(config, plan.cluster.n_chips)
     assert config.model_copy(update={"description": ""}) == plan.config.model_copy(update={"description": ""})
     assert cost(config, plan.cluster).seconds == pytest.approx(plan.best.seconds)
-    assert plan.best.memory_bytes <= plan.cluster.chip.hbm_bytes
+    assert plan.best.memory_bytes <= 0.92 * plan.cluster.chip.hbm_bytes
     assert sum(plan.best.terms.values()) == pytest.approx(plan.best.seconds)
     # The seconds of the run are those of its steps, those of the ramp included.
     run = plan.campaign

@@ -21,9 +21,9 @@ from qianyi.config.summary import readable
 from qianyi.errors import ConfigError, QianyiError
 from qianyi.plan.chips import chip, chips
 from qianyi.plan.cluster import make_cluster
-from qianyi.plan.describe import explain, seconds_words
+from qianyi.plan.describe import explain, model_name, seconds_words
 from qianyi.plan.output import plan_yaml
-from qianyi.plan.picture import model_name, panels
+from qianyi.plan.picture import panels
 from qianyi.plan.plan import Plan, Question, answer, sizes
 from qianyi.plan.search import Choice
 from qianyi.plan.svg import STYLE

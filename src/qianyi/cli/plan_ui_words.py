@@ -56,11 +56,14 @@ _WORDS = {
     "The server has stopped: run `qianyi plan --ui` again.": "服务已停止：请重新运行 `qianyi plan --ui`。",
 }
 _ERRORS = {
-    r"(\S+): nothing fits: the smallest layout needs (\S+) GB per chip and (\S+) has (\S+) GB; about (\S+) times as many chips would do": (
-        "{}：放不下。最省的布局每块芯片也要 {} GB，而 {} 只有 {} GB；大约要 {} 倍的芯片"
+    r"(\S+): nothing fits: the smallest layout needs (\S+) GB per chip, and a plan fills (\S+) of the (\S+) GB of (\S+); "
+    r"about (\S+) times as many chips would do": (
+        "{0}：放不下。最省的布局每块芯片也要 {1} GB，而规划最多用 {4} 的 {3} GB 中的 {2}；大约要 {5} 倍的芯片"
     ),
-    r"(\S+): no layout.* divides train.batch_size=(\d+) sequences, (\d+) heads, (\d+) layers and d_model=(\d+) among (\S+) chips; .*": (
-        "{}：{} 条序列、{} 个头、{} 层、宽度 {} 分不到 {} 块芯片上；请换一个含更多因子 2 的芯片数"
+    r"(\S+): no layout.* divides train.batch_size=(\d+) sequences, (\d+) heads, (\d+) layers and d_model=(\d+) among (\S+) chips"
+    r"; (\S+) chips would do": "{}：{} 条序列、{} 个头、{} 层、宽度 {} 分不到 {} 块芯片上；{} 块可以",
+    r"(\S+): no layout.* divides train.batch_size=(\d+) sequences, (\d+) heads, (\d+) layers and d_model=(\d+) among (\S+) chips": (
+        "{}：{} 条序列、{} 个头、{} 层、宽度 {} 分不到 {} 块芯片上"
     ),
     r"cluster `(\S+)`: expected .*such as (\S+?)(?:, or .*)?": "集群 `{}` 写法不对，例如 {}",
     r"cluster `(\S+)`: (\S+) is joined to a torus of (\d) dimensions; .*such as (\S+?)(?:, or .*)?": (

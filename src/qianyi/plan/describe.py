@@ -6,7 +6,8 @@ from qianyi.config.counts import MFU_CONVENTION, parameter_count
 from qianyi.config.summary import readable
 from qianyi.plan.formulas import MEMORY, TIME
 from qianyi.plan.plan import Plan, checkpoint_size_bytes
-from qianyi.plan.search import Choice
+from qianyi.plan.search import USABLE, Choice
+from qianyi.plan.words import Say, english
 
 BAR = 32
 """Characters of the longest bar."""
@@ -18,13 +19,19 @@ def describe(plan: Plan) -> str:
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
+def model_name(plan: Plan, say: Say = english) -> str:
+    """The recipe's name and size; of a model by its size, the size."""
+    size = say("{params} parameters").format(params=readable(parameter_count(plan.config.model)))
+    return size if plan.question.recipe is None else f"{plan.recipe} ({size})"
+
+
 def _head(plan: Plan) -> list[str]:
     best, m, layout = plan.best, plan.config.model, plan.config.layout
     how = [f"ZeRO {layout.zero}"] if layout.data * layout.context > 1 else []
     how += [f"{layout.chunks} chunks per stage"] if layout.chunks > 1 else []
     how += [f"{plan.config.train.accumulation} microbatches", f"remat {m.remat}" if isinstance(m.remat, str) else "remat by name"]
     return [
-        f"{plan.recipe} ({readable(parameter_count(m))} parameters) on {plan.cluster.name}: {plan.cluster.n_chips:,} chips",
+        f"{model_name(plan)} on {plan.cluster.name}: {plan.cluster.n_chips:,} chips",
         f"  layout       {layout.words} ({', '.join(how)})",
         f"  step         {seconds_words(best.seconds)} for {readable(plan.config.train.batch_size * plan.config.train.seq_len)} tokens, "
         f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / plan.cluster.n_chips:,.0f} per chip",
@@ -34,7 +41,7 @@ def _head(plan: Plan) -> list[str]:
 
 def _memory(plan: Plan) -> list[str]:
     best, hbm = plan.best, plan.cluster.chip.hbm_bytes
-    title = f"Memory per chip: {best.memory_bytes / 1e9:.1f} of {hbm / 1e9:.0f} GB"
+    title = f"Memory per chip: {best.memory_bytes / 1e9:.1f} of {hbm / 1e9:.0f} GB (a plan fills {USABLE:.0%} at most)"
     return [title, *_bars(best.memory, 1e9, "GB", hbm)]
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from qianyi.config.load import load
 from qianyi.config.source import inline
+from qianyi.plan.describe import model_name
 from qianyi.plan.plan import Plan
 
 
@@ -14,7 +15,7 @@ def plan_yaml(plan: Plan) -> str:
         f"# Planned for {plan.cluster.name}: {best.seconds:.3g} s per step, MFU {plan.mfu:.1%}, {best.memory_bytes / 1e9:.1f} GB per chip,",
         f"# {run.wall_days:.1f} days for {run.tokens / 1e9:,.1f}B tokens. Layout: {best.config.layout.words}.",
         f"extends: {plan.recipe}",
-        f"description: {inline(f'{plan.recipe} as planned for {plan.cluster.name}')}",
+        f"description: {inline(f'{model_name(plan)}, planned for {plan.cluster.name}')}",
     ]
     return "\n".join([*lines, *_tree(_changed(plan))]) + "\n"
 

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 
-from qianyi.config.counts import parameter_count
 from qianyi.config.summary import readable
-from qianyi.plan.describe import seconds_words
+from qianyi.plan.describe import model_name, seconds_words
 from qianyi.plan.plan import Plan
 from qianyi.plan.search import Choice
 from qianyi.plan.svg import STYLE, Panel, box, on, path, text, width_of
@@ -72,12 +71,6 @@ def panels(plan: Plan, say: Say = english) -> list[Panel]:
     """Its parts: memory, time, front, and the pipeline where there is one."""
     pipeline = timeline_panel(plan.config, plan.best.terms["bubble"] / plan.best.seconds, say)
     return [_memory(plan, say), _time(plan, say), _front(plan, say), *([pipeline] if pipeline else [])]
-
-
-def model_name(plan: Plan, say: Say) -> str:
-    """The recipe's name; of a model by its size, the size."""
-    size = say("{params} parameters").format(params=readable(parameter_count(plan.config.model)))
-    return size if plan.question.recipe is None else f"{plan.recipe} ({size})"
 
 
 def _title(plan: Plan, width: float, say: Say) -> Iterator[str]:

@@ -25,6 +25,8 @@ from qianyi.plan.stack import OURS, stack
 from qianyi.plan.step import step_seconds, terms
 
 Floats = NDArray[np.float64]
+USABLE = 0.92
+"""Share of a chip's memory that a plan fills: half of the measured peaks are predicted within 7%, held out (docs/accuracy.md)."""
 LONGEST = 4.0
 """Times the best step's time, beyond which a layout is not worth its small memory."""
 
@@ -122,7 +124,7 @@ def search(
     k = constants(stack(OURS), cluster.chip, precision_of(config), own)
     case = case_of_candidates(config, cluster, every)
     needed = np.broadcast_to(total_bytes(case, k), len(every))
-    fits = np.flatnonzero(needed <= cluster.chip.hbm_bytes)
+    fits = np.flatnonzero(needed <= USABLE * cluster.chip.hbm_bytes)
     if not len(fits):
         raise ConfigError(_nothing_fits(config, cluster, float(needed.min())))
     seconds = np.broadcast_to(step_seconds(case.take(fits), k), len(fits))
@@ -254,7 +256,8 @@ def _no_layout(config: Config, cluster: Cluster, fixed: dict[str, int]) -> str:
 
 
 def _nothing_fits(config: Config, cluster: Cluster, least: float) -> str:
+    hbm = cluster.chip.hbm_bytes
     return (
-        f"{cluster.name}: nothing fits: the smallest layout needs {least / 1e9:.1f} GB per chip and {cluster.chip.name} has "
-        f"{cluster.chip.hbm_bytes / 1e9:.0f} GB; about {least / cluster.chip.hbm_bytes:.1f} times as many chips would do"
+        f"{cluster.name}: nothing fits: the smallest layout needs {least / 1e9:.1f} GB per chip, and a plan fills {USABLE:.0%} of the "
+        f"{hbm / 1e9:.0f} GB of {cluster.chip.name}; about {least / (USABLE * hbm):.1f} times as many chips would do"
     )

@@ -43,7 +43,7 @@ def model_overrides(params: float) -> list[str]:
 
     def distance(shape: dict[str, int]) -> float:
         size = parameter_count(base.model_copy(update=shape))
-        return abs(math.log(size / params)) + 0.05 * abs(math.log(shape["d_model"] / shape["n_layers"] / ASPECT))
+        return abs(math.log(size / params)) + 0.01 * abs(math.log(shape["d_model"] / shape["n_layers"] / ASPECT))
 
     best = min(shapes, key=distance)
     if abs(parameter_count(base.model_copy(update=best)) / params - 1) > 0.1:
