@@ -35,9 +35,9 @@ from qianyi.config.model import MoEConfig
 from qianyi.config.schema import Config, LayoutConfig, ModelConfig, ScheduleConfig, TrainConfig
 from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import batch_spec
+from qianyi.program.collectives import collectives
 from qianyi.train.state import init_state
 from qianyi.train.step import make_train_step
-from qianyi.verify.program import collectives
 
 ROOT = Path(__file__).resolve().parent.parent
 N_DEVICES = 8
@@ -151,7 +151,7 @@ def _run(config: Config, mesh: Mesh, options: argparse.Namespace, row: Row) -> N
     step = make_train_step(config).lower(state, batch).compile()
     row.compile_seconds = time.perf_counter() - start
     sent = Counter[str]()
-    for collective in collectives(step.as_text(), mesh):
+    for collective in collectives(step.as_text(), mesh.shape):
         sent[collective.kind] += collective.bytes_per_device
     row.bytes_sent, row.bytes_by_collective = sent.total(), dict(sent)
     row.peak_bytes = peak_bytes(step)

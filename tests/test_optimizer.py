@@ -23,6 +23,7 @@ from qianyi.model.param import Param, abstract, map_params
 from qianyi.model.transformer import model_params
 from qianyi.parallel.mesh import abstract_mesh, make_mesh
 from qianyi.parallel.rules import make_rules
+from qianyi.program.collectives import collectives
 from qianyi.train.checkpoint import Checkpoints, make_record
 from qianyi.train.footprint import held, sends
 from qianyi.train.muon import plan
@@ -32,7 +33,6 @@ from qianyi.train.state import TrainState, abstract_state, init_state, reorder_l
 from qianyi.train.step import make_update
 from qianyi.train.weights import gradient_specs, param_specs
 from qianyi.verify.compare import HELD, _natural
-from qianyi.verify.program import collectives
 
 MODEL = GPT.model_copy(
     update={"vocab_size": 64, "n_layers": 2, "n_kv_heads": 8, "d_ff": 48, "moe": MoEConfig(n_experts=2, n_shared=1)}
@@ -281,7 +281,7 @@ def test_devices_share_the_work_of_muon() -> None:
         whole = whole or operations
         assert operations < 1.2 * whole * layout.replica / layout.n_devices
         said = [s.bytes_per_device for s in sends(config) if s.what == "matrices to be orthogonalized"]
-        sent = [c.bytes_per_device for c in collectives(compiled.as_text(), mesh)]
+        sent = [c.bytes_per_device for c in collectives(compiled.as_text(), mesh.shape)]
         assert sum(sent) == pytest.approx(sum(said), rel=0.01)
 
 

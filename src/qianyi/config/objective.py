@@ -132,3 +132,18 @@ def lengths_fit(config: Config) -> Iterator[str]:
             f"layout.model={layout.model} does not divide train.objective.target_len={length} (sequence parallelism); "
             f"use {length + -length % layout.model}"
         )
+
+
+def row_lengths(train: TrainConfig) -> dict[str, int]:
+    """What a row of a batch holds, and how many numbers of each: the keys that `qianyi.data.objective` makes."""
+    length, targets = train.seq_len, target_length(train) or train.seq_len
+    rows = {"inputs": targets, "targets": targets}
+    match train.objective.kind:
+        case "causal":
+            return rows | ({"documents": length} if train.document_mask else {})
+        case "mlm":
+            return rows | {"segments": length, "sentence": 1, "documents": length}
+        case "prefix":
+            return rows | {"prefix": 1}
+        case "span_corruption" | "seq2seq":
+            return rows | {"sources": length, "source_documents": length}

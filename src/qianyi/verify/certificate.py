@@ -13,8 +13,8 @@ import numpy as np
 
 from qianyi.config.check import check
 from qianyi.config.schema import Config, LayoutConfig, ModelConfig
+from qianyi.program.collectives import Collective
 from qianyi.verify.compare import STEPS, HostTree, Leaf, Outcome, Runner, compare_trees, norm
-from qianyi.verify.program import Collective
 from qianyi.verify.shrink import shrink
 
 GRADIENT_RTOL = 1e-5

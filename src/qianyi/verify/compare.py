@@ -12,10 +12,10 @@ from qianyi.config.schema import Config
 from qianyi.config.stages import layer_places
 from qianyi.parallel.mesh import make_mesh
 from qianyi.parallel.rules import batch_spec
+from qianyi.program.collectives import Collective, collectives, merge
 from qianyi.train.state import TrainState, init_state, reorder_layers
 from qianyi.train.step import Batch, LossAndGradients, make_loss_and_gradients
 from qianyi.train.update import make_update
-from qianyi.verify.program import Collective, collectives, merge
 
 HostTree = Any
 HELD = 0.02
@@ -77,7 +77,7 @@ class Runner:
     def collectives(self) -> list[Collective]:
         """What a step sends: for gradients, and for the update."""
         programs = self.text(), self._compile_update(self.config).as_text() or ""
-        return merge(collectives(program, self.mesh) for program in programs)
+        return merge(collectives(program, self.mesh.shape) for program in programs)
 
     def train(self, eps: float) -> Outcome:
         """A few steps, with this epsilon in Adam."""

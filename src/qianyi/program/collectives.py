@@ -1,0 +1,136 @@
+"""What a compiled program sends: its collectives, with the mesh axes that they cross, their bytes, and how often they run."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from qianyi.program.hlo import Module, Op, parse, parse_shapes
+from qianyi.program.runs import executions
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_OTHER_SENDERS = re.compile(r"ragged-all-to-all|collective-broadcast|send|recv")
+_GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
+_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+Groups = tuple[tuple[int, ...], ...]
+
+
+class Sent(NamedTuple):
+    """One collective of the program."""
+
+    kind: str
+    result_bytes: int
+    groups: Groups
+    """Devices that exchange; of a permute (from, to). Empty: all."""
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind over the same axes."""
+
+    kind: str
+    axes: str
+    """`data`, or `data x context`."""
+    count: int
+    """How often they run in a step."""
+    bytes_per_device: int
+    """What a device sends in a step, by the ring algorithms."""
+
+
+def collectives(text: str, sizes: Mapping[str, int]) -> list[Collective]:
+    """What one run of a program sends, most first.
+
+    Args:
+        text: of a compiled program, `compiled.as_text()`.
+        sizes: of the axes of its mesh, in order: `mesh.shape`.
+
+    Raises:
+        ValueError: something is sent that is not understood, or in a loop of unknown length.
+    """
+    n_devices = int(np.prod(list(sizes.values())))
+    counts, total = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for sent, times in count_sent(parse(text)).items():
+        key = sent.kind, axes_of(sent.groups, sizes)
+        counts[key] += times
+        total[key] += times * bytes_per_device(sent, n_devices)
+    found = [Collective(kind, axes, counts[kind, axes], total[kind, axes]) for kind, axes in counts]
+    return sorted(found, key=lambda c: -c.bytes_per_device)
+
+
+def merge(programs: Iterable[list[Collective]]) -> list[Collective]:
+    """What several programs send together, most first."""
+    total: dict[tuple[str, str], Collective] = {}
+    for c in (c for program in programs for c in program):
+        was = total.get((c.kind, c.axes), Collective(c.kind, c.axes, 0, 0))
+        total[c.kind, c.axes] = Collective(c.kind, c.axes, was.count + c.count, was.bytes_per_device + c.bytes_per_device)
+    return sorted(total.values(), key=lambda c: -c.bytes_per_device)
+
+
+def count_sent(module: Module) -> Counter[Sent]:
+    """Every collective of a program and how often it runs."""
+    counts = Counter[Sent]()
+    for name, times in executions(module, sent_bytes).items():
+        for op in module.computations[name]:
+            if sent := sent_by(op):
+                counts[sent] += times
+    return counts
+
+
+def sent_by(op: Op) -> Sent | None:
+    """The collective that an operation is, or begins.
+
+    Raises:
+        ValueError: it sends something that is not understood.
+    """
+    kind, asynchronous = op.opcode.removesuffix("-start"), op.opcode.endswith("-start")
+    if _OTHER_SENDERS.fullmatch(kind):
+        raise ValueError(f"{op.opcode} is not understood: {op.name}")
+    if kind not in COLLECTIVES:
+        return None
+    # The type of what begins is (operands, results, contexts), but of an all-reduce the results alone.
+    shapes = parse_shapes(op.elements[1]) if asynchronous and kind != "all-reduce" else op.shapes
+    return Sent(kind, sum(shape.bytes for shape in shapes), parse_groups(op.attributes))
+
+
+def sent_bytes(op: Op) -> float:
+    sent = sent_by(op)
+    return float(sent.result_bytes) if sent else 0.0
+
+
+def parse_groups(attributes: str) -> Groups:
+    """From `{{0,1},{2,3}}`, or from `[2,2]<=[2,2]T(1,0)`: so many groups of so many, of a transposed range."""
+    if found := _GROUPS.search(attributes):
+        return tuple(tuple(int(i) for i in group.split(",")) for group in found.group(1).strip("{}").split("},{"))
+    if found := _IOTA.search(attributes):
+        n, size, shape, order = found.groups()
+        ids = np.arange(int(n) * int(size)).reshape([int(d) for d in shape.split(",")])
+        ids = ids.transpose([int(d) for d in order.split(",")]) if order else ids
+        return tuple(tuple(int(i) for i in row) for row in ids.reshape(int(n), int(size)))
+    return ()
+
+
+def axes_of(groups: Groups, sizes: Mapping[str, int]) -> str:
+    """The axes along which devices of a group differ."""
+    names = list(sizes)
+    if not groups:
+        return " x ".join(a for a in names if sizes[a] > 1)
+    places = np.stack(np.unravel_index(np.array(groups), tuple(sizes.values())), axis=-1)
+    differ = (places != places[:, :1]).any(axis=(0, 1))
+    return " x ".join(name for name, differs in zip(names, differ, strict=True) if differs)
+
+
+def bytes_per_device(sent: Sent, n_devices: int) -> int:
+    """What a device sends, by the ring algorithms, which send the least that is possible."""
+    n = len(sent.groups[0]) if sent.groups else n_devices
+    match sent.kind:
+        case "all-reduce":
+            return 2 * (n - 1) * sent.result_bytes // n
+        case "reduce-scatter":  # the operand is n times the result
+            return (n - 1) * sent.result_bytes
+        case "collective-permute":
+            return sent.result_bytes
+        case _:
+            return (n - 1) * sent.result_bytes // n
