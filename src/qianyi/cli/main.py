@@ -140,6 +140,32 @@ def plan(
     plan.run(asked, out, as_json, explain, picture)
 
 
+@app.command("compile")
+def compile_(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    target: Annotated[
+        str,
+        typer.Option("--target", "--cluster", metavar="CHIP:SHAPE", help="Such as tpu-v5p:4x8x8, tpu-v6e:16x16*4 or h100:32x8."),
+    ] = "",
+    layout: Layout = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Compile the planner's best layouts and take the best that fits.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Where the numbers go.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", metavar="DIR", help="Where the report goes; compiled/RECIPE-TARGET unless told.")
+    ] = None,
+) -> None:
+    """Compile the training step for TPUs or GPUs that are not here, with their own compilers: does it fit, what does it send, how fast."""
+    from qianyi.cli import compile as compile_cli
+    from qianyi.errors import ConfigError
+
+    if not target:
+        raise ConfigError("compile: say for what, such as --target tpu-v5p:4x8x8, tpu-v6e:16x16*4 or h100:32x8")
+    (compile_cli.run_search if search else compile_cli.run)(recipe, overrides or [], target, layout, json, directory)
+
+
 @app.command()
 def verify(
     recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")] = None,

@@ -54,7 +54,7 @@ def question(
         tokens=None if tokens is None else amount(tokens, "--tokens"),
         cluster=cluster,
         overrides=tuple(overrides),
-        axes=_axes(layout),
+        axes=axes(layout),
         deadline_days=None if deadline is None else days(deadline, date.today()),
         budget_dollars=None if budget is None else amount(budget.removeprefix("$"), "--budget"),
         price=None if price is None else parse_price(price),
@@ -64,7 +64,12 @@ def question(
     )
 
 
-def _axes(layout: str | None) -> tuple[tuple[str, int], ...]:
+def axes(layout: str | None) -> tuple[tuple[str, int], ...]:
+    """Mesh axes that `--layout` decides.
+
+    Raises:
+        ConfigError: it is not a list of AXIS=N.
+    """
     found: list[tuple[str, int]] = []
     for pair in (layout or "").split(","):
         axis, equals, size = (part.strip() for part in pair.partition("="))

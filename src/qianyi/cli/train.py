@@ -3,18 +3,21 @@
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 
 from qianyi.cli.data import prepare_with_progress
 from qianyi.cli.run import Session, begin
+from qianyi.compile.fingerprint import check_fingerprint, fingerprint, versions
 from qianyi.config.counts import MFU_CONVENTION, parameter_count
 from qianyi.config.load import dump
 from qianyi.data.stage import write_json
 from qianyi.evaluate.perplexity import evaluate
 from qianyi.monitor.environment import record_start
 from qianyi.monitor.sinks import FanOut, JsonLines, Sink, TensorBoard, Terminal
+from qianyi.parallel.options import compiler_options
 from qianyi.train.checkpoint import Checkpoints
 from qianyi.train.hardware import peak_flops
 from qianyi.train.loop import Hooks, train_loop
@@ -28,6 +31,7 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 def run(recipe: str, overrides: list[str]) -> None:
     session = begin(recipe, overrides)
+    _check_compiled(session)
     with stop_on_signals() as stop:
         _prepare_data(session)
         checkpoints = session.checkpoints(must_exist=False)
@@ -60,6 +64,17 @@ def _train(session: Session, state: TrainState, checkpoints: Checkpoints, sinks:
     batches = session.training_data.batches(session.batch_sharding, int(state.step), config.train.steps)
     hooks = Hooks(emit=sinks.step, evaluate=validate, save=save, stop=stop)
     return train_loop(config, make_train_step(config), state, batches, peak_flops(config.run.peak_flops), hooks)
+
+
+def _check_compiled(session: Session) -> None:
+    """Whether what is about to run was proven, where the recipe asks."""
+    config = session.config
+    if config.run.compiled is None:
+        return
+    with jax.set_mesh(session.mesh):
+        options = compiler_options(config.run.compiler_options)
+    now = fingerprint(config, jax.devices()[0].device_kind, jax.device_count(), options, versions())
+    check_fingerprint(Path(config.run.compiled), now)
 
 
 def _prepare_data(session: Session) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qianyi.compile.target import Target, device_description
-from qianyi.errors import QianyiError, ResourceError
+from qianyi.errors import ConfigError, QianyiError, ResourceError
 
 PACKAGES = {"tpu": ("libtpu",), "cuda": ("jax_plugins/xla_cuda12", "nvidia/cuda_nvcc")}
 WHERE = "QIANYI_COMPILERS"
@@ -35,6 +35,11 @@ REMATERIALIZED = "Involuntary full rematerialization"
 class CompileError(QianyiError):
     """The compiler refuses the program."""
 
+    def __init__(self, message: str, argument_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.argument_bytes = argument_bytes
+        """Of the state on one device."""
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -50,13 +55,19 @@ class Compiled:
     compiler_rss_bytes: int
     remarks: tuple[str, ...]
     """Lines of its log that are findings."""
-    n_devices: int
+    device_kind: str
+    """What JAX calls the chip."""
+    options: dict[str, Any]
+    """Of the compiler, beside its defaults."""
+    replicated: list[dict[str, Any]]
+    """Arrays of the state that are the same on several devices: name, bytes of one device, axes along which they are."""
 
 
-def compile_step(recipe: str, overrides: Sequence[str], target: Target, flags: Mapping[str, str] | None = None) -> Compiled:
-    """Compiles the training step of a recipe for a target.
+def compile_step(recipe: str, overrides: Sequence[str], target: Target, options: Mapping[str, Any] | None = None) -> Compiled:
+    """Compiles the training step of a recipe for a target. `options`: of the compiler, in place of those of `qianyi.parallel.options`.
 
     Raises:
+        ConfigError: the recipe does not go with its layout or with the chips.
         ResourceError: the compiler is not installed.
         CompileError: it refuses the program; the message is its reason.
     """
@@ -67,16 +78,16 @@ def compile_step(recipe: str, overrides: Sequence[str], target: Target, flags: M
             "overrides": list(overrides),
             "target": {k: v for k, v in asdict(target).items() if k != "cluster"},
             "description": device_description(target.cluster.chip.name) if target.platform == "cuda" else None,
-            "flags": dict(flags or {}),
+            "options": None if options is None else dict(options),
         }
         Path(directory, "request.json").write_text(json.dumps(request))
         log = _run(directory, paths)
         result: dict[str, Any] = json.loads(Path(directory, "result.json").read_text())
         if "error" in result:
-            raise CompileError(result["error"])
+            raise ConfigError(result["error"]) if result["is_ours"] else CompileError(result["error"], result["argument_bytes"])
         text = Path(directory, "program.txt").read_text()
     remarks = tuple(line.strip() for line in log.splitlines() if REMATERIALIZED in line)
-    return Compiled(text=text, remarks=remarks, **result)
+    return Compiled(text=text, remarks=remarks, **result["compiled"])
 
 
 def _paths(target: Target) -> list[str]:

@@ -1,6 +1,7 @@
 """One compilation, as a process: `python -m qianyi.compile.job DIRECTORY` reads request.json there, writes program.txt and result.json."""
 
 import json
+import math
 import resource
 import sys
 import time
@@ -14,45 +15,69 @@ from jax.experimental.topologies import get_topology_desc
 from qianyi.config.load import load
 from qianyi.errors import QianyiError
 from qianyi.parallel.mesh import make_mesh
+from qianyi.parallel.options import compiler_options
 from qianyi.train.batch import abstract_batch
 from qianyi.train.state import abstract_state
 from qianyi.train.step import make_train_step
 
-VERSIONS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
+VERSIONS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cuda-nvcc-cu12")
 
 
 def main(directory: Path) -> None:
     request = json.loads((directory / "request.json").read_text())
+    result: dict[str, Any] = {"argument_bytes": 0}
     try:
-        result, text = _compile(request)
-        (directory / "program.txt").write_text(text)
-    except (QianyiError, jax.errors.JaxRuntimeError) as error:
-        result = {"error": str(error)}
+        _compile(request, directory, result)
+    except QianyiError as error:
+        result |= {"error": str(error), "is_ours": True}
+    except jax.errors.JaxRuntimeError as error:
+        result |= {"error": str(error), "is_ours": False}
     (directory / "result.json").write_text(json.dumps(result))
 
 
-def _compile(request: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _compile(request: dict[str, Any], directory: Path, result: dict[str, Any]) -> None:
     config = load(request["recipe"], request["overrides"]).config
     devices = absent_devices(request["target"], request["description"])
     mesh = make_mesh(config.layout, devices)
     begun = time.perf_counter()
     with jax.set_mesh(mesh):
-        step: Any = make_train_step(config)
-        lowered = step.lower(abstract_state(config, mesh), abstract_batch(config, mesh))
+        options = compiler_options(config.run.compiler_options) if request["options"] is None else request["options"]
+        state = abstract_state(config, mesh)
+        result["argument_bytes"] = sum(_bytes(array) for array in jax.tree.leaves(state))
+        step: Any = make_train_step(config, options)
+        lowered = step.lower(state, abstract_batch(config, mesh))
         lowered_at = time.perf_counter()
-        compiled = lowered.compile(compiler_options=request["flags"] or None)
+        compiled = lowered.compile()
     done = time.perf_counter()
+    (directory / "program.txt").write_text(compiled.as_text() or "")
     memory: Any = compiled.memory_analysis()
     names = [name for name in dir(memory) if name.endswith("_in_bytes")]
-    result = {
+    result["compiled"] = {
         "memory": {name.removesuffix("_in_bytes").removesuffix("_size"): int(getattr(memory, name)) for name in names},
         "lower_seconds": lowered_at - begun,
         "compile_seconds": done - lowered_at,
         "versions": _versions(),
         "compiler_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "n_devices": len(devices),
+        "device_kind": devices[0].device_kind,
+        "options": options,
+        "replicated": _replicated(state),
     }
-    return result, compiled.as_text() or ""
+
+
+def _replicated(state: Any) -> list[dict[str, Any]]:
+    """Arrays that are the same along axes of the mesh."""
+    found: list[dict[str, Any]] = []
+    for path, array in jax.tree_util.tree_leaves_with_path(state):
+        used = {axis for entry in array.sharding.spec for axis in (entry if isinstance(entry, tuple) else (entry,))}
+        axes = " x ".join(axis for axis, n in array.sharding.mesh.shape.items() if n > 1 and axis not in used)
+        if axes and array.ndim:
+            found.append({"name": jax.tree_util.keystr(path, simple=True, separator="/"), "bytes": _bytes(array), "axes": axes})
+    return found
+
+
+def _bytes(array: Any) -> int:
+    """Of one device."""
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
 def absent_devices(target: dict[str, Any], description: str | None) -> Any:

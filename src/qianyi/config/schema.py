@@ -204,6 +204,10 @@ class RunConfig(Part):
     """Peak FLOP/s of one device for MFU; null: from the built-in table, and no MFU where the device is not in it."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    compiler_options: dict[str, bool | int | str | None] = Field(default_factory=dict)
+    """Options of XLA for the step, over those of the chip's table (`qianyi.parallel.options`); null takes one away."""
+    compiled: str | None = None
+    """Directory of a compile report: training stops before it starts where JAX, compiler, options, recipe or chips differ from it."""
 
 
 class Config(Part):

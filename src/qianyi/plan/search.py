@@ -110,8 +110,10 @@ def search(
     *,
     own: Table | None = None,
     keep: int = 5,
+    usable: float = USABLE,
 ) -> Found:
-    """The best layouts. `fixed`: mesh axes that are decided; `own`: constants that replace those that ship.
+    """The best layouts. `fixed`: mesh axes that are decided; `own`: constants that replace those that ship; `usable`: share of a chip's
+    memory that may be filled.
 
     Raises:
         ConfigError: none fits, or the recipe cannot be divided among so many chips; the message says what would.
@@ -124,7 +126,7 @@ def search(
     k = constants(stack(OURS), cluster.chip, precision_of(config), own)
     case = case_of_candidates(config, cluster, every)
     needed = np.broadcast_to(total_bytes(case, k), len(every))
-    fits = np.flatnonzero(needed <= USABLE * cluster.chip.hbm_bytes)
+    fits = np.flatnonzero(needed <= usable * cluster.chip.hbm_bytes)
     if not len(fits):
         raise ConfigError(_nothing_fits(config, cluster, float(needed.min())))
     seconds = np.broadcast_to(step_seconds(case.take(fits), k), len(fits))

@@ -13,8 +13,10 @@ from qianyi.program.runs import executions
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _OTHER_SENDERS = re.compile(r"ragged-all-to-all|collective-broadcast|send|recv")
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+SLICES = "slices"
 Groups = tuple[tuple[int, ...], ...]
 
 
@@ -25,6 +27,8 @@ class Sent(NamedTuple):
     result_bytes: int
     groups: Groups
     """Devices that exchange; of a permute (from, to). Empty: all."""
+    between_slices: bool = False
+    """Over the network that joins TPU slices: each device with its counterparts on the others. `result_bytes` is what it hands over."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +37,20 @@ class Collective:
 
     kind: str
     axes: str
-    """`data`, or `data x context`."""
+    """`data`, or `data x context`; SLICES: between TPU slices, whatever axis lies there."""
     count: int
     """How often they run in a step."""
     bytes_per_device: int
     """What a device sends in a step, by the ring algorithms."""
 
 
-def collectives(text: str, sizes: Mapping[str, int]) -> list[Collective]:
+def collectives(text: str, sizes: Mapping[str, int], n_slices: int = 1) -> list[Collective]:
     """What one run of a program sends, most first.
 
     Args:
         text: of a compiled program, `compiled.as_text()`.
         sizes: of the axes of its mesh, in order: `mesh.shape`.
+        n_slices: of TPUs, which a network joins.
 
     Raises:
         ValueError: something is sent that is not understood, or in a loop of unknown length.
@@ -53,9 +58,9 @@ def collectives(text: str, sizes: Mapping[str, int]) -> list[Collective]:
     n_devices = int(np.prod(list(sizes.values())))
     counts, total = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for sent, times in count_sent(parse(text)).items():
-        key = sent.kind, axes_of(sent.groups, sizes)
+        key = sent.kind, crossed(sent, sizes)
         counts[key] += times
-        total[key] += times * bytes_per_device(sent, n_devices)
+        total[key] += times * bytes_per_device(sent, n_slices if sent.between_slices else n_devices)
     found = [Collective(kind, axes, counts[kind, axes], total[kind, axes]) for kind, axes in counts]
     return sorted(found, key=lambda c: -c.bytes_per_device)
 
@@ -85,6 +90,9 @@ def sent_by(op: Op) -> Sent | None:
     Raises:
         ValueError: it sends something that is not understood.
     """
+    if between := _BETWEEN_SLICES.search(op.attributes):
+        kind = between[1].lower().replace("_", "-")
+        return Sent(kind, parse_shapes(op.elements[0])[0].bytes, (), between_slices=True) if op.opcode == "send" else None
     kind, asynchronous = op.opcode.removesuffix("-start"), op.opcode.endswith("-start")
     if _OTHER_SENDERS.fullmatch(kind):
         raise ValueError(f"{op.opcode} is not understood: {op.name}")
@@ -112,6 +120,11 @@ def parse_groups(attributes: str) -> Groups:
     return ()
 
 
+def crossed(sent: Sent, sizes: Mapping[str, int]) -> str:
+    """The axes that a collective crosses, in words."""
+    return SLICES if sent.between_slices else axes_of(sent.groups, sizes)
+
+
 def axes_of(groups: Groups, sizes: Mapping[str, int]) -> str:
     """The axes along which devices of a group differ."""
     names = list(sizes)
@@ -123,8 +136,10 @@ def axes_of(groups: Groups, sizes: Mapping[str, int]) -> str:
 
 
 def bytes_per_device(sent: Sent, n_devices: int) -> int:
-    """What a device sends, by the ring algorithms, which send the least that is possible."""
+    """What a device sends, by the ring algorithms, which send the least that is possible. `n_devices`: of a group that names none."""
     n = len(sent.groups[0]) if sent.groups else n_devices
+    if sent.between_slices:  # what is handed over is a share of a gather's result, and the whole of a reduction's
+        return sent.result_bytes * (n - 1) * (2 if sent.kind == "all-reduce" else 1) // (1 if sent.kind == "all-gather" else n)
     match sent.kind:
         case "all-reduce":
             return 2 * (n - 1) * sent.result_bytes // n

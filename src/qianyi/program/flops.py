@@ -39,7 +39,7 @@ def flops(module: Module) -> Counter[Product]:
         table = module.tables[name]
         for op in module.computations[name]:
             if n := product_flops(module, op, table):
-                found[Product(n, _eight_bit(op, table), op.opcode == "custom-call" and _is_attention(op), part(op))] += times
+                found[Product(n, _eight_bit(op, table), op.opcode == "custom-call" and is_attention(op), part(op))] += times
     return found
 
 
@@ -59,7 +59,7 @@ def product_flops(module: Module, op: Op, table: Mapping[str, Op] | None = None)
         return _dot(op, shapes[0])
     if op.opcode == "convolution":
         return _convolution(op, shapes[0], shapes[1])
-    if _is_attention(op):
+    if is_attention(op):
         return _attention(op, shapes)
     if "__cublas" in op.attributes:
         dims = _GEMM_DIMS.search(op.attributes)
@@ -121,7 +121,15 @@ def _taps(size: int, kernel: int, out: int, window: Mapping[str, tuple[int, ...]
     return count
 
 
-def _is_attention(op: Op) -> bool:
+def is_product(module: Module, op: Op) -> bool:
+    """A matrix product, alone or with what is fused to it."""
+    if op.opcode == "fusion":
+        return any(inner.opcode in {"dot", "convolution"} for inner in module.computations[op.called[0]])
+    return op.opcode in {"dot", "convolution"} or (op.opcode == "custom-call" and "__cublas" in op.attributes)
+
+
+def is_attention(op: Op) -> bool:
+    """A fused attention kernel."""
     return "__cudnn$fmha" in op.attributes or "splash_mha" in op.attributes
 
 
@@ -144,4 +152,4 @@ def _attention(op: Op, shapes: list[Shape]) -> float:
 
 
 def _eight_bit(op: Op, table: Mapping[str, Op]) -> bool:
-    return not _is_attention(op) and all(table[name].shapes[0].bits == 8 for name in op.operands[:2])
+    return not is_attention(op) and all(table[name].shapes[0].bits == 8 for name in op.operands[:2])

@@ -149,6 +149,12 @@ class Module:
                 return f"{package}/{file.rpartition(f'/{package}/')[2]}:{line}"
         return f"{lines[0][0].rpartition('/')[2]}:{lines[0][1]}" if lines else ""
 
+    def named(self, op: Op) -> Op:
+        """The operation that says where another one comes from: itself, or of a fusion without a name the last one in it that has one."""
+        if op.op_name or op.opcode != "fusion":
+            return op
+        return next((inner for inner in reversed(self.computations[op.called[0]]) if inner.op_name), op)
+
     @cached_property
     def tables(self) -> dict[str, dict[str, Op]]:
         """Operations by name, of each computation."""

@@ -5,7 +5,7 @@ one device and every communication is written out; the update is ordinary array 
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from qianyi.model.transformer import Batch, model_loss, model_params
 from qianyi.ops.loss import LossSums
 from qianyi.parallel.collectives import axes_of, sum_over, vary
 from qianyi.parallel.mesh import AXES, BATCH_AXES, LOSS_AXES
+from qianyi.parallel.options import compiler_options
 from qianyi.parallel.pipeline import pipeline_forward, pipeline_gradients
 from qianyi.parallel.rules import batch_spec
 from qianyi.train.schedule import learning_rate
@@ -83,9 +84,12 @@ Total = Callable[[LossSums], tuple[Array, Losses]]
 """Sums over this device's tokens -> its share of the objective, which is differentiated, and of the losses, which are reported."""
 
 
-def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step for a recipe, to be called under `jax.set_mesh`; the state that goes in is donated. It is compiled once for each
-    batch size of a ramp."""
+def make_train_step(
+    config: Config, options: Mapping[str, Any] | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step for a recipe, to be made and called under `jax.set_mesh`; the state that goes in is donated. It is compiled once for
+    each batch size of a ramp, with the compiler options of the mesh's chips (`qianyi.parallel.options`), or with these."""
+    chosen = compiler_options(config.run.compiler_options) if options is None else dict(options)
     update, rate = make_update(config), learning_rate(config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -95,7 +99,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         metrics = Metrics(*losses, out.grad_norm, out.microbatch_grad_norm, rate(state.step))
         return update(state, out.gradients, out.grad_norm), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=chosen or None)
 
 
 def make_loss_and_gradients(config: Config) -> Callable[[Tree, Batch], LossAndGradients]:

@@ -1,0 +1,157 @@
+"""What each operation of a compiled program costs on its chip.
+
+On a TPU the compiler itself writes into the program how many cycles it expects of an operation; kernels of our own and collectives have no
+such number. On a GPU nothing does: an operation takes as long as its products at the chip's rate or its bytes at the memory's, whichever
+is longer. Collectives take their links as the planner's do (`qianyi.plan.network`).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from qianyi.compile.target import Target
+from qianyi.plan.build import machine_numbers
+from qianyi.plan.case import Machine
+from qianyi.plan.constants import Constants, constants
+from qianyi.plan.network import gather_seconds, hop_seconds, reduce_seconds
+from qianyi.plan.stack import OURS, stack
+from qianyi.program.collectives import Sent, bytes_per_device, crossed, sent_by
+from qianyi.program.flops import is_attention, is_product, product_flops
+from qianyi.program.hlo import HOST, Module, Op
+from qianyi.program.timeline import CORE, Cost, Work, begun
+from qianyi.program.traffic import moved_bytes
+
+HOST_BYTES_PER_SECOND = 25e9
+"""Of a chip to its host's memory: PCIe 4.0 x16 gives 31.5 GB/s, of which about four fifths are reached."""
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+PRODUCTS, ATTENTION, OTHER, COPIES, TO_HOST = "products", "attention", "elementwise", "copies", "host memory"
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """How the operations of one program are priced."""
+
+    module: Module
+    target: Target
+    sizes: Mapping[str, int]
+    """Of the mesh's axes."""
+    machine: Machine
+    """Of one device."""
+    k: Constants
+
+    @property
+    def cost(self) -> Cost:
+        return self._tpu if self.target.platform == "tpu" else self._gpu
+
+    def _tpu(self, op: Op, table: dict[str, Op]) -> Work | None:
+        if sent := self._sent_by(op):
+            return self.sent(sent)
+        if op.opcode == "recv":
+            return None
+        if begun(op):
+            return self._copied(op)
+        if op.opcode == "custom-call" and is_attention(op):
+            return Work(CORE, self._attention_seconds(op, table), ATTENTION)
+        found = _CYCLES.search(op.attributes)
+        if found is None:
+            return None
+        term = PRODUCTS if is_product(self.module, op) else OTHER
+        return Work(CORE, int(found[1]) / (1e9 * tpus()[self.target.cluster.chip.name]["clock_ghz"]), term)
+
+    def _gpu(self, op: Op, table: dict[str, Op]) -> Work | None:
+        if sent := self._sent_by(op):
+            return self.sent(sent)
+        if begun(op):
+            return self._copied(op)
+        if op.opcode == "custom-call" and is_attention(op):
+            return Work(CORE, self._attention_seconds(op, table), ATTENTION)
+        moved = moved_bytes(self.module, op, table) / (self.machine.hbm_bytes_per_second * self.k.memory_efficiency)
+        if is_product(self.module, op):
+            return Work(CORE, max(self._product_seconds(op, table), moved), PRODUCTS)
+        return Work(CORE, moved, OTHER) if moved else None
+
+    def _sent_by(self, op: Op) -> Sent | None:
+        """The collective that an operation is, or that it begins on a unit beside the core (v7's sparse cores)."""
+        if begun(op) and op.called:
+            inside = [sent_by(inner) for name in op.called for inner in self.module.computations[name]]
+            return next((sent for sent in inside if sent), None)
+        return sent_by(op)
+
+    def sent(self, sent: Sent) -> Work:
+        """A collective on its links."""
+        axes = crossed(sent, self.sizes)
+        seconds = self._link_seconds(sent)
+        return Work("between slices" if sent.between_slices else "links", seconds, f"{sent.kind} over {axes or 'one device'}")
+
+    def _link_seconds(self, sent: Sent) -> float:
+        if sent.between_slices:
+            rate = self.target.cluster.far_bytes_per_second * self.k.far_efficiency
+            return bytes_per_device(sent, self.target.slices) / rate + self.k.far_latency_seconds
+        group = sorted(sent.groups[0]) if sent.groups else list(range(self.target.n_devices))
+        if len(group) < 2:
+            return 0.0
+        size, stride = float(len(group)), float(max(1, (group[-1] - group[0]) // (len(group) - 1)))
+        match sent.kind:
+            case "collective-permute":
+                steps = [abs(a - b) for a, b in sent.groups if a != b]
+                return float(hop_seconds(self.machine, self.k, 2.0, float(min(steps, default=1)), sent.result_bytes))
+            case "all-reduce":
+                return float(reduce_seconds(self.machine, self.k, size, stride, sent.result_bytes))
+            case "reduce-scatter":
+                return float(gather_seconds(self.machine, self.k, size, stride, size * sent.result_bytes))
+            case _:
+                return float(gather_seconds(self.machine, self.k, size, stride, sent.result_bytes))
+
+    def _copied(self, op: Op) -> Work | None:
+        """Copies beside the core: to memory on the chip, or to the host's."""
+        shapes = op.shapes
+        if len(shapes) < 2:
+            return None
+        if any(shape.space == HOST for shape in shapes):
+            return Work("host", shapes[0].stored_bytes / HOST_BYTES_PER_SECOND, TO_HOST)
+        moved = min(shape.stored_bytes for shape in shapes[:2])
+        return Work("copy", moved / (self.machine.hbm_bytes_per_second * self.k.memory_efficiency), COPIES)
+
+    def _attention_seconds(self, op: Op, table: dict[str, Op]) -> float:
+        flops = product_flops(self.module, op, table)
+        return flops / (self.machine.peak_bf16_flops * self.k.attention_efficiency) * self.k.attention_pace
+
+    def _product_seconds(self, op: Op, table: dict[str, Op]) -> float:
+        flops = product_flops(self.module, op, table)
+        if op.opcode == "fusion":
+            inside = self.module.tables[op.called[0]]
+            flops = sum(product_flops(self.module, inner, inside) for inner in inside.values())
+        eight = self.machine.peak_flops > self.machine.peak_bf16_flops and "f8e" in op.attributes + op.type
+        peak = (
+            self.machine.peak_flops * self.k.eight_bit_efficiency
+            if eight
+            else self.machine.peak_bf16_flops * self.k.matmul_efficiency
+        )
+        return flops / peak
+
+
+def pricing(module: Module, target: Target, sizes: Mapping[str, int], precision: str) -> Pricing:
+    """Of a program compiled for a target, with products in a precision of `Chip.peak_flops`."""
+    share = target.cluster.n_chips / target.n_devices
+    whole = machine_numbers(target.cluster, precision)
+    machine = replace(
+        whole,
+        peak_flops=whole.peak_flops * share,
+        peak_bf16_flops=whole.peak_bf16_flops * share,
+        hbm_bytes_per_second=whole.hbm_bytes_per_second * share,
+        near_bytes_per_second=whole.near_bytes_per_second * share,
+        far_bytes_per_second=whole.far_bytes_per_second * share,
+        domain=whole.domain / share,
+    )
+    return Pricing(module, target, sizes, machine, constants(stack(OURS), target.cluster.chip, precision))
+
+
+@cache
+def tpus() -> dict[str, dict[str, Any]]:
+    """Clocks by chip, from `data/tpus.yaml`."""
+    return yaml.safe_load((files("qianyi.compile.data") / "tpus.yaml").read_text())["tpus"]

@@ -1,0 +1,200 @@
+"""A compiled step, read: memory, communication, products, time, and what is wrong with it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qianyi.compile.compilers import Compiled
+from qianyi.compile.costs import Pricing, pricing
+from qianyi.compile.findings import Finding, findings
+from qianyi.compile.target import Target
+from qianyi.config.objective import target_length
+from qianyi.config.schema import Config
+from qianyi.plan.build import model_numbers, precision_of
+from qianyi.program.collectives import SLICES, Sent, bytes_per_device, count_sent, crossed
+from qianyi.program.flops import Product, flops
+from qianyi.program.hlo import Module, parse
+from qianyi.program.memory import Buffer, Peak, replay
+from qianyi.program.timeline import Timeline, timeline
+
+N_BUFFERS = 12
+"""Of the largest that are listed."""
+
+
+@dataclass(frozen=True)
+class SentOver:
+    """Collectives of one kind over the same axes, in one step of one device."""
+
+    kind: str
+    axes: str
+    link: str
+    """`chip links`, `network between hosts`, `network between slices`."""
+    count: int
+    bytes_per_device: int
+    seconds: float
+    """On their links, one after the other."""
+    exposed_seconds: float
+    """For which the chip waits."""
+
+    @property
+    def hidden_share(self) -> float:
+        """How much of it happens while the chip computes."""
+        return max(0.0, 1 - self.exposed_seconds / self.seconds) if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """A large buffer at the fullest moment."""
+
+    bytes: int
+    shape: str
+    what: str
+    """The operation that makes it, or `argument`."""
+    source: str
+    """`file:line`."""
+    count: int
+    """Buffers like it."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of a step on one device: matrix products alone, as in the FLOPs of a model."""
+
+    model: float
+    """By the convention of `qianyi.config.counts.MFU_CONVENTION`."""
+    forward: float
+    recompute: float
+    """Of forward passes that run again on the way back."""
+    backward: float
+    attention: float
+    """Of these, in fused attention kernels."""
+
+    @property
+    def program(self) -> float:
+        return self.forward + self.recompute + self.backward
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Of one program. Bytes and FLOPs are of one device."""
+
+    argument_bytes: int
+    temp_bytes: int
+    peak_bytes: int
+    """When most is alive, by the compiler."""
+    reserved_bytes: int
+    """Arguments, results that are not written over them, and the block for temporaries: what a device must have."""
+    host_bytes: int
+    hbm_bytes: int
+    fits: bool
+    step_seconds: float
+    floor_seconds: float
+    """The program's FLOPs at the chip's peak: no program that multiplies so much is faster."""
+    mfu: float
+    terms: dict[str, float]
+    """Seconds by what they are spent on; their sum is the step."""
+    flops: Flops
+    collectives: tuple[SentOver, ...]
+    buffers: tuple[Held, ...]
+    replayed_bytes: int
+    """The fullest moment as replayed from the schedule, of which `buffers` are."""
+    findings: tuple[Finding, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        found = asdict(self)
+        for item, sent in zip(found["collectives"], self.collectives, strict=True):
+            item["hidden_share"] = sent.hidden_share
+        found["flops"]["program"] = self.flops.program
+        return found
+
+
+def read(compiled: Compiled, config: Config, target: Target) -> Reading:
+    """What a compiled step of a recipe says about itself."""
+    module = parse(compiled.text)
+    priced = pricing(module, target, config.layout.sizes, precision_of(config))
+    line = timeline(module, priced.cost)
+    peak = replay(module)
+    counted = count_flops(flops(module), config, target)
+    sent = sent_over(priced, line)
+    memory = compiled.memory
+    reserved = memory["argument"] + memory["output"] - memory["alias"] + memory["temp"] + memory["generated_code"]
+    hbm = int(target.hbm_bytes_per_device)
+    return Reading(
+        argument_bytes=memory["argument"],
+        temp_bytes=memory["temp"],
+        peak_bytes=memory["peak_memory"],
+        reserved_bytes=reserved,
+        host_bytes=memory["host_argument"] + memory["host_temp"],
+        hbm_bytes=hbm,
+        fits=memory["peak_memory"] <= hbm,
+        step_seconds=line.seconds,
+        floor_seconds=counted.program / priced.machine.peak_flops,
+        mfu=counted.model / (line.seconds * priced.machine.peak_bf16_flops),
+        terms=dict(sorted(line.terms.items(), key=lambda term: -term[1])),
+        flops=counted,
+        collectives=sent,
+        buffers=held(module, peak),
+        replayed_bytes=peak.bytes,
+        findings=tuple(findings(module, config, target, compiled, line, priced)),
+    )
+
+
+def count_flops(products: Mapping[Product, int], config: Config, target: Target) -> Flops:
+    parts = dict.fromkeys(("forward", "recompute", "backward"), 0.0)
+    for product, times in products.items():
+        parts[product.part] += product.flops * times
+    attention = sum(product.flops * times for product, times in products.items() if product.attention)
+    tokens = config.train.batch_size * config.train.seq_len / target.n_devices
+    of_token = model_numbers(config.model, config.train.seq_len, target_length(config.train)).flops_per_token
+    return Flops(model=float(of_token) * tokens, attention=attention, **parts)
+
+
+def sent_over(priced: Pricing, line: Timeline) -> tuple[SentOver, ...]:
+    """Collectives by kind and axes, most bytes first."""
+    target = priced.target
+    alike: dict[tuple[str, str], list[tuple[Sent, int]]] = {}
+    for sent, times in count_sent(priced.module).items():
+        alike.setdefault((sent.kind, crossed(sent, priced.sizes)), []).append((sent, times))
+    found = [
+        SentOver(
+            kind=kind,
+            axes=axes,
+            link=link(target, all_sent[0][0]),
+            count=sum(times for _, times in all_sent),
+            bytes_per_device=sum(times * bytes_per_device(sent, members(target, sent)) for sent, times in all_sent),
+            seconds=sum(times * priced.sent(sent).seconds for sent, times in all_sent),
+            exposed_seconds=line.terms[priced.sent(all_sent[0][0]).term],
+        )
+        for (kind, axes), all_sent in alike.items()
+    ]
+    return tuple(sorted(found, key=lambda s: -s.bytes_per_device))
+
+
+def members(target: Target, sent: Sent) -> int:
+    """Of a group that names none."""
+    return target.slices if sent.between_slices else target.n_devices
+
+
+def link(target: Target, sent: Sent) -> str:
+    """What the members of a group are joined by."""
+    if sent.between_slices:
+        return f"network between {SLICES}"
+    if target.platform == "tpu":
+        return "chip links"
+    per_host = target.cluster.domain_chips
+    groups = sent.groups or (tuple(range(target.n_devices)),)
+    return "chip links" if all(len({i // per_host for i in group}) == 1 for group in groups) else "network between hosts"
+
+
+def held(module: Module, peak: Peak) -> tuple[Held, ...]:
+    """The largest buffers, those that are alike together."""
+    groups: dict[tuple[str, str, str], list[Buffer]] = {}
+    for buffer in peak.buffers:
+        shape = f"{buffer.shape.dtype}[{','.join(map(str, buffer.shape.dims))}]"
+        named = module.named(buffer.op)
+        what = (
+            f"argument {named.op_name}".strip() if buffer.is_argument else (named.op_name.rpartition("/")[2] or buffer.op.opcode)
+        )
+        groups.setdefault((shape, what, "" if buffer.is_argument else module.source(named)), []).append(buffer)
+    found = [Held(sum(b.bytes for b in like), *key, len(like)) for key, like in groups.items()]
+    return tuple(sorted(found, key=lambda h: -h.bytes)[:N_BUFFERS])

@@ -1,0 +1,122 @@
+"""A compiled program run through on paper: operations one after the other on the core, what is begun and awaited beside them.
+
+A scheduled program states an order. Each operation takes seconds of one resource: those of the core follow each other; a transfer that has
+a beginning and an end of its own occupies its link from the one, and the core waits at the other for what is not done. A loop's body
+counts as often as it goes round, and of a conditional the longest branch.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from qianyi.program.hlo import Module, Op
+
+CORE = "core"
+Terms = defaultdict[str, float]
+
+
+class Work(NamedTuple):
+    """What an operation takes."""
+
+    resource: str
+    """CORE, or what it occupies beside the core: a link, a copy engine."""
+    seconds: float
+    term: str
+    """What the time is spent on."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Seconds of a run."""
+
+    seconds: float
+    terms: Terms
+    """By what they are spent on; their sum is the whole. Transfers count as far as nothing hides them."""
+    busy: Terms
+    """Of transfers alone, by term: hidden or not."""
+
+
+Cost = Callable[[Op, dict[str, Op]], Work | None]
+"""Work of an operation, with the table of its computation; None: nothing."""
+_ENDS = {"send-done", "recv-done"}
+
+
+def timeline(module: Module, cost: Cost) -> Timeline:
+    """Of a module's entry."""
+    known: dict[str, Timeline] = {}
+
+    def run(name: str) -> Timeline:
+        if name not in known:
+            known[name] = _run(module, name, cost, run)
+        return known[name]
+
+    return run(module.entry)
+
+
+def _run(module: Module, name: str, cost: Cost, run: Callable[[str], Timeline]) -> Timeline:
+    clock, table = 0.0, module.tables[name]
+    terms, busy = Terms(float), Terms(float)
+    free, ends = dict[str, float](), dict[str, tuple[float, str]]()
+    for op in module.computations[name]:
+        inner = _inner(module, name, op, run)
+        if inner is not None:
+            clock += inner.seconds
+            _add(terms, inner.terms)
+            _add(busy, inner.busy)
+        elif op.opcode.endswith("-done") or op.opcode in _ENDS:
+            end, term = ends.pop(op.operands[0], (clock, ""))
+            if end > clock:
+                terms[term] += end - clock
+                clock = end
+        elif work := cost(op, table):
+            if work.resource == CORE:
+                terms[work.term] += work.seconds
+                clock += work.seconds
+                continue
+            begin = max(clock, free.get(work.resource, 0.0))
+            end = free[work.resource] = begin + work.seconds
+            busy[work.term] += work.seconds
+            if begun(op):
+                ends[op.name] = end, work.term
+            else:
+                terms[work.term] += end - clock
+                clock = end
+    return Timeline(clock, terms, busy)
+
+
+def begun(op: Op) -> bool:
+    """Whether an operation only begins something, which another one ends."""
+    return op.opcode.endswith("-start") or op.opcode in {"send", "recv"}
+
+
+def _inner(module: Module, caller: str, op: Op, run: Callable[[str], Timeline]) -> Timeline | None:
+    """The timeline of a loop, a conditional or a call."""
+    match op.opcode:
+        case "while":
+            once, trips = run(op.body), module.trip_count(op, caller) or 1
+            return Timeline(trips * once.seconds, _times(trips, once.terms), _times(trips, once.busy))
+        case "conditional":
+            return max((run(name) for name in op.called), key=lambda t: t.seconds)
+        case "call":
+            return _sum(run(name) for name in op.called)
+        case _:
+            return None
+
+
+def _times(n: int, terms: Terms) -> Terms:
+    return Terms(float, {key: n * value for key, value in terms.items()})
+
+
+def _add(to: Terms, terms: Terms) -> None:
+    for key, value in terms.items():
+        to[key] += value
+
+
+def _sum(parts: Iterable[Timeline]) -> Timeline:
+    seconds, terms, busy = 0.0, Terms(float), Terms(float)
+    for part in parts:
+        seconds += part.seconds
+        _add(terms, part.terms)
+        _add(busy, part.busy)
+    return Timeline(seconds, terms, busy)
