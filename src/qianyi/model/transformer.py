@@ -62,7 +62,8 @@ def model_loss(params: Tree, batch: Batch, config: Config, gather: Gather) -> Lo
     """Sums of the loss terms over this device's tokens."""
     rows, outer = own_tokens(batch), gather_outer(params, gather)
     x, balance = model_hidden(params, outer, rows, config, gather)
-    return head_loss(outer, x, rows, config)._replace(balance=balance)
+    # Gathered anew, so that the gradient of a table that is also the embedding is reduced now and not kept whole for the layers' backward pass.
+    return head_loss(gather_outer(params, gather), x, rows, config)._replace(balance=balance)
 
 
 def model_logits(params: Tree, batch: Batch, config: Config, gather: Gather) -> Array:
