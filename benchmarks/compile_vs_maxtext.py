@@ -45,7 +45,14 @@ CASES = {
     "gpt3-175b": Case(
         "tpu-v5p:4x8x8",
         "gpt3-175b",
-        ("layout.data=32", "layout.model=8", "train.batch_size=256", "train.accumulation=1", "train.batch_ramp=[]", "model.remat=full"),
+        (
+            "layout.data=32",
+            "layout.model=8",
+            "train.batch_size=256",
+            "train.accumulation=1",
+            "train.batch_ramp=[]",
+            "model.remat=full",
+        ),
         (
             "model_name=gpt3-175b",
             # As many learned positions as the sequence has: its own 16,384 are 0.2 billion parameters that nothing uses.
@@ -77,7 +84,7 @@ CASES = {
             "use_iota_embed=true",
             "attention=flash",
         ),
-        "256 sequences of 4,096 tokens, FSDP over 64, products kept but those into the feed-forward layer, as MaxText's script for v5p has it",
+        "256 sequences of 4,096 tokens, FSDP over 64, products kept but those into the feed-forward layer: MaxText's script for v5p",
     ),
 }
 
@@ -202,7 +209,12 @@ def table(programs: list[Program]) -> Iterator[str]:
 
 def rows(programs: list[Program]) -> Iterator[tuple[str, list[str]]]:
     """Labels, and the numbers of each program."""
-    for label, key in (("arguments", "argument"), ("temporary buffers", "temp"), ("peak", "peak_memory"), ("host, temporary", "host_temp")):
+    for label, key in (
+        ("arguments", "argument"),
+        ("temporary buffers", "temp"),
+        ("peak", "peak_memory"),
+        ("host, temporary", "host_temp"),
+    ):
         yield f"{label}, GB", [f"{p.memory.get(key, 0) / 1e9:.2f}" for p in programs]
     together = [(p.memory["argument"] + p.memory["temp"] + p.memory["output"] - p.memory["alias"]) / 1e9 for p in programs]
     yield "arguments, temporary buffers and what of the result is in neither, GB", [f"{gb:.2f}" for gb in together]

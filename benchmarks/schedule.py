@@ -1,5 +1,5 @@
-"""The time of a step as a TPU's compiler estimates it: its cycles for each operation, added up over the schedule. For comparing two programs
-of one compiler for one chip, not for predicting a time: against published steps the sum is 0 to 40% too high, and by chip differently.
+"""The time of a step as a TPU's compiler estimates it: its cycles for each operation, added up over the schedule. For comparing two
+programs of one compiler for one chip, not for predicting a time: against published steps the sum is 0 to 40% too high, by chip differently.
 
 Cycles stand in the program for products and elementwise operations (of both cores of a chip that has two). What has none is costed here:
 
@@ -106,14 +106,18 @@ class Schedule:
         if sent := self._sent(op):
             return Time(collectives=sent)
         if "splash_mha" in op.attributes and op.opcode == "custom-call":
-            return Time(attention=product_flops(self.module, op, self.module.tables[caller]) / self.chip.bf16_flops / ATTENTION_SHARE)
+            return Time(
+                attention=product_flops(self.module, op, self.module.tables[caller]) / self.chip.bf16_flops / ATTENTION_SHARE
+            )
         found = _CYCLES.search(op.attributes)
         seconds = int(found[1]) / self._clock if found else 0.0
         return Time(products=seconds) if '"COST_MODEL_TYPE_CLASSIC"' in op.attributes else Time(other=seconds)
 
     def _sent(self, op: Op) -> float:
         """Seconds of the collectives that an operation is or contains."""
-        inner = [i for name in op.called for i in self.module.computations[name]] if op.opcode in {"fusion", "async-start"} else []
+        inner = (
+            [i for name in op.called for i in self.module.computations[name]] if op.opcode in {"fusion", "async-start"} else []
+        )
         return sum(self._link_seconds(o, op) for o in (op, *inner))
 
     def _link_seconds(self, op: Op, outer: Op) -> float:

@@ -15,9 +15,9 @@ from typing import Any
 
 os.environ["DECOUPLE_GCLOUD"] = "TRUE"  # its own switch for machines without Google Cloud
 
-import jax  # noqa: E402 - after the environment is set
-from maxtext.trainers.pre_train import train_compile  # noqa: E402
-from maxtext.utils import max_utils  # noqa: E402
+import jax
+from maxtext.trainers.pre_train import train_compile
+from maxtext.utils import max_utils
 
 VERSIONS = ("maxtext", "jax", "jaxlib", "libtpu")
 

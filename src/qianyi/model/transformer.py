@@ -21,6 +21,7 @@ from qianyi.config.schema import Config, ModelConfig
 from qianyi.model.attention import Look
 from qianyi.model.block import Cross, block, block_params, norm, norm_params
 from qianyi.model.embedding import embed, embedding_params, head_logits, head_loss, head_params, sentence_params
+from qianyi.model.linear import fan_out
 from qianyi.model.param import Param, Tree, is_stacked, stack
 from qianyi.model.stack import Flags, Gather, cross_look, local_flags, run_layers, self_looks, slopes, turn
 from qianyi.model.width import scale_deviations
@@ -60,10 +61,9 @@ def model_params(m: ModelConfig) -> Tree:
 
 def model_loss(params: Tree, batch: Batch, config: Config, gather: Gather) -> LossSums:
     """Sums of the loss terms over this device's tokens."""
-    rows, outer = own_tokens(batch), gather_outer(params, gather)
-    x, balance = model_hidden(params, outer, rows, config, gather)
-    # Gathered anew, so that the gradient of a table that is also the embedding is reduced now and not kept whole for the layers' backward pass.
-    return head_loss(gather_outer(params, gather), x, rows, config)._replace(balance=balance)
+    rows, (first, last) = own_tokens(batch), _at_both_ends(params, config.model)
+    x, balance = model_hidden(first, gather_outer(first, gather), rows, config, gather)
+    return head_loss(gather_outer(last, gather), x, rows, config)._replace(balance=balance)
 
 
 def model_logits(params: Tree, batch: Batch, config: Config, gather: Gather) -> Array:
@@ -127,6 +127,16 @@ def _bias_table(outer: Tree) -> Array | None:
 def gather_outer(params: Tree, gather: Gather) -> Tree:
     """What is in no stack of blocks, whole."""
     return {name: gather(name, part) for name, part in params.items() if not is_stacked(name)}
+
+
+def _at_both_ends(params: Tree, m: ModelConfig) -> tuple[Tree, Tree]:
+    """The parameters for the model's beginning and for its end. Where both use one table, each gathers it and reduces its own gradient,
+    so that none is kept whole through the backward pass between them."""
+    if not m.tied_embeddings:
+        return params, params
+    leaves, tree = jax.tree.flatten(params["embedding"]["tokens"])
+    first, last = ({"tokens": jax.tree.unflatten(tree, a)} for a in zip(*(fan_out(leaf, 2) for leaf in leaves), strict=True))
+    return {**params, "embedding": params["embedding"] | first}, {**params, "embedding": params["embedding"] | last}
 
 
 def own_tokens(batch: Batch) -> Batch:
