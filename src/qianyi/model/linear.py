@@ -36,6 +36,16 @@ def _add_in_turn(_: int, __: None, gradients: tuple[Array, ...]) -> tuple[Array]
 fan_out.defvjp(lambda x, n: (fan_out(x, n), None), _add_in_turn)
 
 
+@jax.custom_vjp
+def settle(x: Array, weights: Tree) -> tuple[Array, Tree]:
+    """Both as they are. Going backward, the gradients of the weights are finished before what made x is gone through; XLA would leave
+    them for later and hold them as they come, not reduced."""
+    return x, weights
+
+
+settle.defvjp(lambda x, weights: ((x, weights), None), lambda _, gradients: lax.optimization_barrier(gradients))
+
+
 def add_bias(x: Array, w: Tree, name: str) -> Array:
     return x + w[name].astype(x.dtype) if name in w else x
 

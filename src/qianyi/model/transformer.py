@@ -21,7 +21,7 @@ from qianyi.config.schema import Config, ModelConfig
 from qianyi.model.attention import Look
 from qianyi.model.block import Cross, block, block_params, norm, norm_params
 from qianyi.model.embedding import embed, embedding_params, head_logits, head_loss, head_params, sentence_params
-from qianyi.model.linear import fan_out
+from qianyi.model.linear import settle
 from qianyi.model.param import Param, Tree, is_stacked, stack
 from qianyi.model.stack import Flags, Gather, cross_look, local_flags, run_layers, self_looks, slopes, turn
 from qianyi.model.width import scale_deviations
@@ -61,9 +61,13 @@ def model_params(m: ModelConfig) -> Tree:
 
 def model_loss(params: Tree, batch: Batch, config: Config, gather: Gather) -> LossSums:
     """Sums of the loss terms over this device's tokens."""
-    rows, (first, last) = own_tokens(batch), _at_both_ends(params, config.model)
-    x, balance = model_hidden(first, gather_outer(first, gather), rows, config, gather)
-    return head_loss(gather_outer(last, gather), x, rows, config)._replace(balance=balance)
+    m, rows = config.model, own_tokens(batch)
+    x, balance = model_hidden(params, gather_outer(params, gather), rows, config, gather)
+    # A table that is also the embedding has a gradient of its own here: neither is held whole while the layers are gone back through.
+    name = "embedding" if m.tied_embeddings else "head"
+    x, table = settle(x, params[name]["tokens"])
+    last = gather_outer({**params, name: {**params[name], "tokens": table}}, gather)
+    return head_loss(last, x, rows, config)._replace(balance=balance)
 
 
 def model_logits(params: Tree, batch: Batch, config: Config, gather: Gather) -> Array:
@@ -127,16 +131,6 @@ def _bias_table(outer: Tree) -> Array | None:
 def gather_outer(params: Tree, gather: Gather) -> Tree:
     """What is in no stack of blocks, whole."""
     return {name: gather(name, part) for name, part in params.items() if not is_stacked(name)}
-
-
-def _at_both_ends(params: Tree, m: ModelConfig) -> tuple[Tree, Tree]:
-    """The parameters for the model's beginning and for its end. Where both use one table, each gathers it and reduces its own gradient,
-    so that none is kept whole through the backward pass between them."""
-    if not m.tied_embeddings:
-        return params, params
-    leaves, tree = jax.tree.flatten(params["embedding"]["tokens"])
-    first, last = ({"tokens": jax.tree.unflatten(tree, a)} for a in zip(*(fan_out(leaf, 2) for leaf in leaves), strict=True))
-    return {**params, "embedding": params["embedding"] | first}, {**params, "embedding": params["embedding"] | last}
 
 
 def own_tokens(batch: Batch) -> Batch:
