@@ -19,10 +19,15 @@ def matmul(x: Array, w: Tree, name: str, m: ModelConfig, split: Split | None) ->
     return linear(x, w, name, "native" if split is None else m.matmul, split or "output")
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def fan_out(x: Array, n: int) -> tuple[Array, ...]:
     """x for each of n products. Their gradients, each as large as x, are added up one after the other; XLA alone would hold all of them for
     one sum."""
+    copies: tuple[Array, ...] = _copies(x, n)  # pyright: ignore[reportAssignmentType]
+    return copies
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _copies(x: Array, n: int) -> tuple[Array, ...]:
     return (x,) * n
 
 
@@ -33,7 +38,7 @@ def _add_in_turn(_: int, __: None, gradients: tuple[Array, ...]) -> tuple[Array]
     return (total,)
 
 
-fan_out.defvjp(lambda x, n: (fan_out(x, n), None), _add_in_turn)
+_copies.defvjp(lambda x, n: (_copies(x, n), None), _add_in_turn)
 
 
 @jax.custom_vjp
