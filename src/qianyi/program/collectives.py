@@ -133,11 +133,11 @@ def parse_groups(attributes: str) -> Groups:
     return ()
 
 
-<<<<<<< HEAD
 def crossed(sent: Sent, sizes: Mapping[str, int]) -> str:
     """The axes that a collective crosses, in words."""
     return SLICES if sent.between_slices else axes_of(sent.groups, sizes)
-=======
+
+
 def _along(sizes: Mapping[str, str], axes: list[str]) -> Groups:
     """Groups of devices that differ along axes of a mesh."""
     if set(axes) - set(sizes):  # a part of an axis
@@ -147,7 +147,6 @@ def _along(sizes: Mapping[str, str], axes: list[str]) -> Groups:
     ids = ids.transpose([names.index(n) for n in [*(n for n in names if n not in axes), *axes]])
     rows = ids.reshape(-1, int(np.prod([int(sizes[n]) for n in axes])))
     return tuple(tuple(int(i) for i in row) for row in rows)
->>>>>>> maxtext
 
 
 def axes_of(groups: Groups, sizes: Mapping[str, int]) -> str:
