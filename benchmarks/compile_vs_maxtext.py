@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from machine import ROOT
-from schedule import Schedule
 
 from qianyi.compile.compilers import ENVIRONMENT, CompileError, compile_step
+from qianyi.compile.costs import ATTENTION, OTHER, PRODUCTS, pricing
 from qianyi.compile.target import target
 from qianyi.program.collectives import bytes_per_device, count_sent
 from qianyi.program.flops import flops
 from qianyi.program.hlo import Module, parse
+from qianyi.program.timeline import Timeline, timeline
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Program:
     versions: dict[str, str]
     teraflops: dict[str, float] = field(default_factory=dict)
     step: dict[str, float] = field(default_factory=dict)
-    """Seconds by the compiler's estimates (`schedule.py`)."""
+    """Seconds by the compiler's estimates, by term; `total` is their sum."""
     sent_gb: dict[str, float] = field(default_factory=dict)
 
 
@@ -193,7 +194,7 @@ def cpu_seconds() -> float:
 
 def read(file: str, name: str, case: Case, result: dict[str, Any], text: str, spent: float, keep: Path | None) -> Program:
     module, aim = parse(text), target(case.target)
-    time = Schedule(module, aim.cluster.chip, aim.n_devices).time
+    time = timeline(module, pricing(module, aim, {"all": aim.n_devices}, "bf16").cost)
     program = Program(
         name,
         result["memory"],
@@ -203,7 +204,7 @@ def read(file: str, name: str, case: Case, result: dict[str, Any], text: str, sp
         result["compiler_rss_bytes"],
         result["versions"],
         teraflops_by_pass(module),
-        asdict(time) | {"total": time.total},
+        by_term(time),
         sent_by_kind(module, aim.n_devices),
     )
     if keep is not None:
@@ -211,6 +212,12 @@ def read(file: str, name: str, case: Case, result: dict[str, Any], text: str, sp
         (keep / f"{file}.txt").write_text(text)
         (keep / f"{file}.json").write_text(json.dumps(asdict(program), indent=1))
     return program
+
+
+def by_term(time: Timeline) -> dict[str, float]:
+    sent = sum(seconds for term, seconds in time.terms.items() if " over " in term)
+    own = {term: time.terms[term] for term in (PRODUCTS, ATTENTION, OTHER)}
+    return {**own, "communication": sent, "copies": time.seconds - sent - sum(own.values()), "total": time.seconds}
 
 
 def teraflops_by_pass(module: Module) -> dict[str, float]:
@@ -254,14 +261,8 @@ def rows(programs: list[Program]) -> Iterator[tuple[str, list[str]]]:
     yield "TFLOP of products per chip", [f"{sum(p.teraflops.values()):.0f}" for p in programs]
     yield "of these recomputed", [f"{p.teraflops.get('recompute', 0) / sum(p.teraflops.values()):.1%}" for p in programs]
     yield "step by the compiler's estimates, s", [f"{p.step['total']:.2f}" for p in programs]
-    for label, key in (
-        ("products", "products"),
-        ("attention", "attention"),
-        ("other operations", "other"),
-        ("collectives that nothing hides", "collectives"),
-        ("waits for what runs beside", "waits"),
-    ):
-        yield f"- {label}", [f"{p.step[key]:.2f}" for p in programs]
+    for term in (PRODUCTS, ATTENTION, OTHER, "communication", "copies"):
+        yield f"- {term}", [f"{p.step[term]:.2f}" for p in programs]
     for kind in sorted({kind for p in programs for kind in p.sent_gb}):
         yield f"sent by {kind}, GB per chip", [f"{p.sent_gb.get(kind, 0):.1f}" for p in programs]
 

@@ -28,6 +28,8 @@ from qianyi.program.traffic import moved_bytes
 
 HOST_BYTES_PER_SECOND = 25e9
 """Of a chip to its host's memory: PCIe 4.0 x16 gives 31.5 GB/s, of which about four fifths are reached."""
+_EMITTER = re.compile(r'"emitter":"(\d)D')
+_PHASES = re.compile(r"phases:(\d)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 PRODUCTS, ATTENTION, OTHER, COPIES, TO_HOST = "products", "attention", "elementwise", "copies", "host memory"
 
@@ -50,7 +52,7 @@ class Pricing:
 
     def _tpu(self, op: Op, table: dict[str, Op]) -> Work | None:
         if sent := self._sent_by(op):
-            return self.sent(sent)
+            return self.sent(sent, op)
         if op.opcode == "recv":
             return None
         if begun(op):
@@ -82,11 +84,16 @@ class Pricing:
             return next((sent for sent in inside if sent), None)
         return sent_by(op)
 
-    def sent(self, sent: Sent) -> Work:
-        """A collective on its links."""
+    def sent(self, sent: Sent, op: Op | None = None) -> Work:
+        """A collective on its links; with its operation, on as many dimensions of the torus as the compiler's algorithm takes."""
         axes = crossed(sent, self.sizes)
-        seconds = self._link_seconds(sent)
+        dims = _dims(op) if op is not None else None
+        seconds = self._torus_seconds(sent, dims) if dims else self._link_seconds(sent)
         return Work("between slices" if sent.between_slices else "links", seconds, f"{sent.kind} over {axes or 'one device'}")
+
+    def _torus_seconds(self, sent: Sent, dims: int) -> float:
+        rate = 2 * dims * self.machine.near_bytes_per_second * self.k.near_efficiency
+        return bytes_per_device(sent, self.target.n_devices) / rate + self.k.near_latency_seconds
 
     def _link_seconds(self, sent: Sent) -> float:
         if sent.between_slices:
@@ -133,6 +140,12 @@ class Pricing:
             else self.machine.peak_bf16_flops * self.k.matmul_efficiency
         )
         return flops / peak
+
+
+def _dims(op: Op) -> int | None:
+    """Along how many dimensions of a torus a collective goes at once, where the program says."""
+    found = _EMITTER.search(op.attributes) or _PHASES.search(op.attributes)
+    return int(found[1]) if found else None
 
 
 def pricing(module: Module, target: Target, sizes: Mapping[str, int], precision: str) -> Pricing:

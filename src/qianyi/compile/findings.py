@@ -102,7 +102,7 @@ def _relayouts(module: Module, line: Timeline, priced: Pricing) -> Iterator[Find
         for op in module.computations[name]:
             if op.opcode not in _MOVES or (work := priced.cost(op, table)) is None or work.resource != CORE:
                 continue
-            place = module.source(op)
+            place = module.source(op) or next((module.source(table[name]) for name in op.operands if name in table), "")
             spent[place] += work.seconds * times
             if place not in largest or op.shapes[0].bytes > largest[place].shapes[0].bytes:
                 largest[place] = op

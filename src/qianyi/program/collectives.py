@@ -17,9 +17,8 @@ _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _OF_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
-
-
 SLICES = "slices"
 Groups = tuple[tuple[int, ...], ...]
 
@@ -80,11 +79,20 @@ def merge(programs: Iterable[list[Collective]]) -> list[Collective]:
 
 def count_sent(module: Module, taken: float = 1.0) -> Counter[Sent]:
     """Every collective of a program and how often it runs (`taken`: see `executions`)."""
-    counts = Counter[Sent]()
+    counts, parts = Counter[Sent](), set[str]()
+    fused = {name for ops in module.computations.values() for op in ops if op.opcode == "fusion" for name in op.called}
     for name, times in executions(module, sent_bytes, taken).items():
         for op in module.computations[name]:
-            if sent := sent_by(op):
-                counts[sent] += times
+            sent = sent_by(op)
+            if sent is None:
+                continue
+            # One transfer may be spread over several fusions, each of which names it.
+            channel = _CHANNEL.search(op.attributes)
+            if name in fused and channel:
+                if channel[1] in parts:
+                    continue
+                parts.add(channel[1])
+            counts[sent] += times
     return counts
 
 

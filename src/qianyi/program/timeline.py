@@ -66,7 +66,7 @@ def _run(module: Module, name: str, cost: Cost, taken: float, run: Runner) -> Ti
             _add(terms, inner.terms)
             _add(busy, inner.busy)
         elif op.opcode.endswith("-done") or op.opcode in _ENDS:
-            end, term = ends.pop(op.operands[0], (clock, ""))
+            end, term = ends.pop(_beginning(table, op), (clock, ""))
             if end > clock:
                 terms[term] += end - clock
                 clock = end
@@ -84,6 +84,14 @@ def _run(module: Module, name: str, cost: Cost, taken: float, run: Runner) -> Ti
                 terms[work.term] += end - clock
                 clock = end
     return Timeline(clock, terms, busy)
+
+
+def _beginning(table: dict[str, Op], op: Op) -> str:
+    """The operation that an end belongs to."""
+    found = table[op.operands[0]]
+    while found.opcode in {"get-tuple-element", "bitcast"}:
+        found = table[found.operands[0]]
+    return found.name
 
 
 def begun(op: Op) -> bool:
