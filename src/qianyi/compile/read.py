@@ -83,8 +83,8 @@ class Reading:
     temp_bytes: int
     peak_bytes: int
     """When most is alive, by the compiler."""
-    reserved_bytes: int
-    """Arguments, results that are not written over them, and the block for temporaries: what a device must have."""
+    needed_bytes: int
+    """What a device must have: on a TPU the peak; on a GPU, whose temporaries are one block, also that block with arguments and new results."""
     host_bytes: int
     hbm_bytes: int
     fits: bool
@@ -119,16 +119,17 @@ def read(compiled: Compiled, config: Config, target: Target) -> Reading:
     counted = count_flops(flops(module, busy.own_stage), config, target)
     sent = sent_over(priced, line, busy)
     memory = compiled.memory
-    reserved = memory["argument"] + memory["output"] - memory["alias"] + memory["temp"] + memory["generated_code"]
+    block = memory["argument"] + memory["output"] - memory["alias"] + memory["temp"]
+    needed = max(memory["peak_memory"], block) if target.platform == "cuda" else memory["peak_memory"]
     hbm = int(target.hbm_bytes_per_device)
     return Reading(
         argument_bytes=memory["argument"],
         temp_bytes=memory["temp"],
         peak_bytes=memory["peak_memory"],
-        reserved_bytes=reserved,
+        needed_bytes=needed,
         host_bytes=memory["host_argument"] + memory["host_temp"],
         hbm_bytes=hbm,
-        fits=memory["peak_memory"] <= hbm,
+        fits=needed <= hbm,
         step_seconds=line.seconds,
         floor_seconds=counted.program / priced.machine.peak_flops,
         mfu=counted.model / (line.seconds * priced.machine.peak_bf16_flops),
