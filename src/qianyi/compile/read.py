@@ -84,7 +84,7 @@ class Reading:
     peak_bytes: int
     """When most is alive, by the compiler."""
     needed_bytes: int
-    """What a device must have: on a TPU the peak; on a GPU, whose temporaries are one block, also that block with arguments and new results."""
+    """What a device must have: on a TPU the peak; on a GPU, whose temporaries are one block, also arguments, that block and new results."""
     host_bytes: int
     hbm_bytes: int
     fits: bool
