@@ -44,10 +44,10 @@ def flops(module: Module) -> Counter[Product]:
 
 
 def part(op: Op) -> Pass:
-    """Which pass an operation belongs to, by the names that JAX's transformations leave."""
+    """Which pass an operation belongs to, by the names that JAX's transformations leave, and the loss, which makes its gradient at once."""
     if "rematted_computation" in op.op_name:
         return "recompute"
-    return "backward" if "transpose(" in op.op_name else "forward"
+    return "backward" if "transpose(" in op.op_name or "/gradient/" in op.op_name else "forward"
 
 
 def product_flops(module: Module, op: Op, table: Mapping[str, Op] | None = None) -> float:
