@@ -14,6 +14,7 @@ from qianyi.program.runs import executions
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _OTHER_SENDERS = re.compile(r"ragged-all-to-all|collective-broadcast|send|recv")
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_CHAIN, _CHAIN_BEGINS = 'chain_id="', "AsyncCollectiveStart"
 _GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 SLICES = "slices"
@@ -79,9 +80,15 @@ def count_sent(module: Module) -> Counter[Sent]:
     counts = Counter[Sent]()
     for name, times in executions(module, sent_bytes).items():
         for op in module.computations[name]:
-            if sent := sent_by(op):
+            if (sent := sent_by(op)) and not _goes_on(op, module.computations[name]):
                 counts[sent] += times
     return counts
+
+
+def _goes_on(op: Op, beside: Iterable[Op]) -> bool:
+    """Whether it is a further piece of a collective. TPUs gather while fusions compute: the same gather then stands in the fusion that
+    begins it, in those that carry it on and in the one that ends it."""
+    return _CHAIN in op.attributes and not any(_CHAIN_BEGINS in other.attributes for other in beside)
 
 
 def sent_by(op: Op) -> Sent | None:

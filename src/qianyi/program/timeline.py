@@ -39,7 +39,8 @@ class Timeline:
 
 Cost = Callable[[Op, dict[str, Op]], Work | None]
 """Work of an operation, with the table of its computation; None: nothing."""
-_ENDS = {"send-done", "recv-done"}
+_BEGINS, _ENDS = "async-collective-start", "async-collective-done"
+"""What TPUs call the fusions that begin and end a gather which those between carry on while they compute."""
 
 
 def timeline(module: Module, cost: Cost) -> Timeline:
@@ -64,8 +65,8 @@ def _run(module: Module, name: str, cost: Cost, run: Callable[[str], Timeline]) 
             clock += inner.seconds
             _add(terms, inner.terms)
             _add(busy, inner.busy)
-        elif op.opcode.endswith("-done") or op.opcode in _ENDS:
-            end, term = ends.pop(op.operands[0], (clock, ""))
+        elif awaited := ended(op):
+            end, term = ends.pop(awaited, (clock, ""))
             if end > clock:
                 terms[term] += end - clock
                 clock = end
@@ -87,7 +88,14 @@ def _run(module: Module, name: str, cost: Cost, run: Callable[[str], Timeline]) 
 
 def begun(op: Op) -> bool:
     """Whether an operation only begins something, which another one ends."""
-    return op.opcode.endswith("-start") or op.opcode in {"send", "recv"}
+    return op.opcode.endswith("-start") or op.opcode in {"send", "recv"} or op.name.startswith(_BEGINS)
+
+
+def ended(op: Op) -> str:
+    """The name of the operation whose end another one awaits; empty: it awaits none."""
+    if op.name.startswith(_ENDS):
+        return op.name.replace(_ENDS, _BEGINS)
+    return op.operands[0] if op.opcode.endswith("-done") else ""
 
 
 def _inner(module: Module, caller: str, op: Op, run: Callable[[str], Timeline]) -> Timeline | None:
