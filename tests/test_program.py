@@ -246,7 +246,7 @@ def test_what_is_not_understood_is_not_passed_over() -> None:
 @pytest.mark.parametrize(("kind", "sent"), [("ALL_REDUCE", 32), ("ALL_GATHER", 32), ("REDUCE_SCATTER", 16)])
 def test_sends_between_slices(kind: str, sent: int) -> None:
     """Of two slices: a sum is sent and received in halves, a share goes to the other slice whole."""
-    attributes = f'channel_id=7, is_host_transfer=true, frontend_attributes={{_xla_megascale_transfer_type="{kind}",_xla_host_transfer_handler_name="xla_megascale_runtime"}}'
+    attributes = f'channel_id=7, is_host_transfer=true, frontend_attributes={{_xla_megascale_transfer_type="{kind}"}}'
     entry = f"""
   %p = f32[8] parameter(0)
   %after = token[] after-all()
@@ -312,7 +312,7 @@ CHAINED = """
 
 
 def test_a_gather_in_pieces_is_one() -> None:
-    """TPUs gather while fusions compute: the same gather stands in the fusion that begins it, in those beside it and in the one that ends it."""
+    """TPUs gather while fusions compute: the same gather stands in the fusion that begins it, in those beside it and in the last one."""
     text = f"HloModule test\n{CHAIN}\nENTRY %main (p: f32[2]) -> f32[8] {{\n{CHAINED.strip(chr(10))}\n}}\n"
     (found,) = collectives(text, {"data": 4})
     assert (found.kind, found.count, found.bytes_per_device) == ("all-gather", 1, 24)
@@ -353,8 +353,8 @@ def test_a_gather_in_pieces_is_one() -> None:
         ),
         (  # half of all pairs
             ("bf16[2,128,4,64]", "bf16[2,128,4,64]"),
-            '(bf16[2,128,4,64], u8[0]) custom-call(%a, %b), custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config":'
-            '{"mask_type":"CAUSAL","intermediate_tensor_shape":{"element_type":"BF16","dimensions":["2","4","128","128"]}}}',
+            '(bf16[2,128,4,64], u8[0]) custom-call(%a, %b), custom_call_target="__cudnn$fmhaSoftmax", backend_config='
+            '{"cudnn_fmha_backend_config":{"mask_type":"CAUSAL","intermediate_tensor_shape":{"element_type":"BF16","dimensions":["2","4","128","128"]}}}',
             2 * 2 * 2 * 4 * 128 * 128 * 64 // 2,
         ),
         (("f32[16]", "f32[16]"), "f32[16] multiply(%a, %b)", 0),
