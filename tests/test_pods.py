@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 def _pipeline(layout: LayoutConfig, accumulation: int) -> int:
-    """An activation and a gradient, bfloat16, each time that the pipeline moves on: once for every microbatch, and twice until it is full."""
+    """An activation and a gradient, bfloat16, whenever the pipeline moves on: for every microbatch, and twice until it is full."""
     activation = 2 * ROWS * SEQ_LEN * SIZES["d_model"] // (layout.context * layout.model)
     return 2 * (accumulation + 2 * (layout.stage - 1)) * activation
 
