@@ -53,7 +53,7 @@ def _say(outcome: Outcome) -> None:
     time = f"{seconds:.3g} s by the program, " if math.isfinite(seconds) else ""
     print(
         f"{outcome.config.layout.words:44} {time}{outcome.plan.seconds:.3g} s by the plan; {sentence(outcome)} "
-        f"(planned {outcome.plan.memory_bytes / 1e9:.1f})",
+        f"(planned {outcome.planned_bytes / 1e9:.1f})",
         flush=True,
     )
 

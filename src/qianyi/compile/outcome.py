@@ -64,9 +64,14 @@ class Outcome:
         return self.result.peak_bytes if isinstance(self.result, Reading) else self.result.needed_bytes
 
     @property
+    def planned_bytes(self) -> float:
+        """By the plan, without what drivers and communicators take, which no program holds."""
+        return self.plan.memory_bytes - self.plan.memory["runtime"]
+
+    @property
     def memory_error(self) -> float:
         """Of the plan, relative to the compiler."""
-        return self.plan.memory_bytes / self.peak_bytes - 1
+        return self.planned_bytes / self.peak_bytes - 1
 
     def as_json(self) -> dict[str, Any]:
         head = {
@@ -76,7 +81,7 @@ class Outcome:
             "n_devices": self.target.n_devices,
             "layout": self.config.layout.words,
         }
-        plan = {"step_seconds": self.plan.seconds, "memory_bytes": self.plan.memory_bytes, "memory_error": self.memory_error}
+        plan = {"step_seconds": self.plan.seconds, "memory_bytes": self.planned_bytes, "memory_error": self.memory_error}
         if isinstance(self.result, TooLarge):
             return head | refused_json(self.result, self.target) | {"plan": plan}
         assert self.compiled is not None

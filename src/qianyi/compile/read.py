@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qianyi.compile.compilers import Compiled
 from qianyi.compile.costs import Pricing, pricing
@@ -16,6 +16,7 @@ from qianyi.program.flops import Product, flops
 from qianyi.program.hlo import Module, parse
 from qianyi.program.memory import Buffer, Peak, replay
 from qianyi.program.timeline import Timeline, timeline
+from qianyi.train.stages import schedule_of
 
 N_BUFFERS = 12
 """Of the largest that are listed."""
@@ -112,10 +113,11 @@ def read(compiled: Compiled, config: Config, target: Target) -> Reading:
     """What a compiled step of a recipe says about itself."""
     module = parse(compiled.text)
     priced = pricing(module, target, config.layout.sizes, precision_of(config))
-    line = timeline(module, priced.cost)
+    busy = branches(config)
+    line = timeline(module, priced.cost, busy.some_stage)
     peak = replay(module)
-    counted = count_flops(flops(module), config, target)
-    sent = sent_over(priced, line)
+    counted = count_flops(flops(module, busy.own_stage), config, target)
+    sent = sent_over(priced, line, busy)
     memory = compiled.memory
     reserved = memory["argument"] + memory["output"] - memory["alias"] + memory["temp"] + memory["generated_code"]
     hbm = int(target.hbm_bytes_per_device)
@@ -139,6 +141,22 @@ def read(compiled: Compiled, config: Config, target: Target) -> Reading:
     )
 
 
+class Branches(NamedTuple):
+    """How often, of all ticks of a pipeline, the branch that works is taken; 1 without a pipeline."""
+
+    own_stage: float
+    """By a device."""
+    some_stage: float
+    """By any: all wait for it."""
+
+
+def branches(config: Config) -> Branches:
+    if config.layout.stage == 1:
+        return Branches(1.0, 1.0)
+    on = schedule_of(config).ticks.f_on
+    return Branches(float(on.mean()), float(on.any(axis=1).mean()))
+
+
 def count_flops(products: Mapping[Product, int], config: Config, target: Target) -> Flops:
     parts = dict.fromkeys(("forward", "recompute", "backward"), 0.0)
     for product, times in products.items():
@@ -149,11 +167,11 @@ def count_flops(products: Mapping[Product, int], config: Config, target: Target)
     return Flops(model=float(of_token) * tokens, attention=attention, **parts)
 
 
-def sent_over(priced: Pricing, line: Timeline) -> tuple[SentOver, ...]:
+def sent_over(priced: Pricing, line: Timeline, busy: Branches) -> tuple[SentOver, ...]:
     """Collectives by kind and axes, most bytes first."""
     target = priced.target
     alike: dict[tuple[str, str], list[tuple[Sent, int]]] = {}
-    for sent, times in count_sent(priced.module).items():
+    for sent, times in count_sent(priced.module, busy.own_stage).items():
         alike.setdefault((sent.kind, crossed(sent, priced.sizes)), []).append((sent, times))
     found = [
         SentOver(
@@ -193,8 +211,15 @@ def held(module: Module, peak: Peak) -> tuple[Held, ...]:
         shape = f"{buffer.shape.dtype}[{','.join(map(str, buffer.shape.dims))}]"
         named = module.named(buffer.op)
         what = (
-            f"argument {named.op_name}".strip() if buffer.is_argument else (named.op_name.rpartition("/")[2] or buffer.op.opcode)
+            f"argument {_plain(named.op_name)}".strip()
+            if buffer.is_argument
+            else (named.op_name.rpartition("/")[2] or buffer.op.opcode)
         )
         groups.setdefault((shape, what, "" if buffer.is_argument else module.source(named)), []).append(buffer)
     found = [Held(sum(b.bytes for b in like), *key, len(like)) for key, like in groups.items()]
     return tuple(sorted(found, key=lambda h: -h.bytes)[:N_BUFFERS])
+
+
+def _plain(name: str) -> str:
+    """`state.params['blocks']['up']`, as XLA escapes it, as `params/blocks/up`."""
+    return name.replace("\\'", "'").replace("']['", "/").replace("['", "/").replace("']", "").removeprefix("state.")

@@ -179,12 +179,16 @@ class Method(Numbers):
     """1: a microbatch's gradients are whole before they are added to those before; 0: they are added one by one."""
     shares_tables: Number
     """1: every stage of a pipeline holds the embedding and the output projection."""
+    balances: Number
+    """1: layers are given to stages so that the output projection counts as the layers that it costs."""
     loss_tokens: Number
     """Tokens whose logits exist at one time."""
     stored_bytes: Number
     """Of a parameter as it is stored."""
     weight_bytes: Number
-    """Of a parameter as it travels and is used; of an activation too."""
+    """Of a parameter as it is used; of an activation too."""
+    gather_bytes: Number
+    """Of a parameter as it travels."""
     gradient_bytes: Number
     """Of a gradient as it is accumulated."""
     reduce_bytes: Number

@@ -58,9 +58,9 @@ class Constants(Numbers):
     """Share of the exchange of tokens that no computation hides."""
     stage_exposed: Number
     """Share of the messages between stages that no computation hides."""
-    overlap: Number
-    """How well weights and gradients travel while the chip computes: the exponent of a norm of both times. 1: one after the other; large:
-    only the longer one counts."""
+    contention: Number
+    """What is lost of the time in which weights and gradients travel and the chip computes, for both use its cores and its memory: 0, only
+    the longer one counts; 1, one after the other."""
     layer_seconds: Number
     """Overhead of a layer, for one forward pass of one microbatch."""
     moe_layer_seconds: Number
@@ -77,6 +77,8 @@ class Constants(Numbers):
     """Time of this chip relative to what its numbers say: how far power and cooling let it keep its clock."""
     stack_pace: Number
     """Time of this stack relative to the model above."""
+    lineage_pace: Number
+    """Time of a lineage's stacks relative to the model above."""
     pair_pace: Number
     """What remains: of this stack on this generation at this precision."""
 
@@ -105,10 +107,10 @@ class Prior:
 PRIORS = {
     "matmul_efficiency": Prior("generation", 0.80, 0.10, (("tpu", 0.90), ("ampere", 0.87), ("volta", 0.85), ("cdna", 0.51))),
     "eight_bit_efficiency": Prior("bits", 0.65, 0.10, (("4", 0.45), ("tpu", 0.75))),
-    "matmul_depth": Prior("network", 150.0, 0.7),
+    "matmul_depth": Prior("generation", 150.0, 0.45),
     "wave_loss": Prior("network", 0.3, 0.7),
     "attention_efficiency": Prior("generation", 0.55, 0.20, (("ampere", 0.60), ("tpu", 0.50))),
-    "attention_pace": Prior("stack", 1.0, 0.20),
+    "attention_pace": Prior("lineage", 1.0, 0.15),
     "attention_width": Prior("network", 32.0, 0.5),
     "score_passes": Prior("lineage", 4.0, 0.4),
     "memory_efficiency": Prior("generation", 0.80, 0.05),
@@ -116,21 +118,22 @@ PRIORS = {
     "routing_passes": Prior("lineage", 10.0, 0.7),
     "eight_bit_passes": Prior("cast", 2.0, 0.5, (("/4", 4.0),)),
     "near_efficiency": Prior("network", 0.75, 0.10),
-    "far_efficiency": Prior("stack", 0.75, 0.25),
-    "near_latency_seconds": Prior("network", 3e-6, 0.7),
+    "far_efficiency": Prior("stack", 0.75, 0.45),
+    "near_latency_seconds": Prior("network", 1e-5, 0.7),
     "far_latency_seconds": Prior("network", 1e-5, 0.7),
     "tensor_exposed": Prior("tensor", 0.9, 0.15, (("hides", 0.5),)),
     "expert_exposed": Prior("lineage", 0.7, 0.4),
     "stage_exposed": Prior("all", 0.8, 0.4),
-    "overlap": Prior("overlap", 1.05, 0.05, (("hides", 3.0),)),
-    "layer_seconds": Prior("stack", 2e-5, 1.0),
-    "moe_layer_seconds": Prior("host", 1e-3, 1.0),
-    "step_seconds": Prior("stack", 5e-3, 1.0),
+    "contention": Prior("overlap", 0.8, 0.5, (("hides", 0.2),)),
+    "layer_seconds": Prior("lineage", 2e-5, 1.0),
+    "moe_layer_seconds": Prior("host", 6e-4, 0.5, (("capacity", 3e-4), ("x86", 8e-4), ("grace", 4e-4))),
+    "step_seconds": Prior("lineage", 5e-3, 0.5),
     "jitter": Prior("network", 6e-3, 0.6, (("torus", 0.025),)),
-    "runtime_bytes": Prior("network", 2.5e9, 0.3, (("torus", 0.4e9),)),
+    "runtime_bytes": Prior("lineage", 2.5e9, 0.3, (("torus", 0.4e9), ("deepspeed", 4.5e9))),
     "allocation": Prior("lineage", 1.15, 0.08, (("torus", 1.05),)),
     "chip_pace": Prior("chip", 1.0, 0.07),
     "stack_pace": Prior("stack", 1.0, 0.12),
+    "lineage_pace": Prior("lineage", 1.0, 0.10),
     "pair_pace": Prior("group", 1.0, 0.03),
 }
 
@@ -144,7 +147,7 @@ def scope_key(name: str, stack: Stack, chip: Chip, group: str) -> str:
         "generation": chip.generation,
         "bits": f"{chip.generation}/{group.rsplit('/', maxsplit=1)[-1]}",
         "cast": f"{network}/{group.rsplit('/', maxsplit=1)[-1]}",
-        "stack": stack.name,
+        "stack": stack.like or stack.name,
         # Kernels are launched by the host, whose processor is another beside Grace chips.
         "host": f"{stack.name}/{'grace' if chip.name.startswith('gb') else 'x86'}",
         "lineage": f"{stack.lineage}/{network}",
@@ -191,7 +194,7 @@ SHARPNESS = 12
 def group_of(stack: Stack, chip: Chip, precision: str) -> str:
     """Runs that share a residual: one stack on one generation of chips at one precision."""
     bits = {"bf16": "16", "fp16": "16", "nvfp4": "4"}.get(precision, "8")
-    return f"{stack.name}/{chip.generation}/{bits}"
+    return f"{stack.like or stack.name}/{chip.generation}/{bits}"
 
 
 @cache

@@ -21,18 +21,21 @@ def memory(case: Case) -> Terms:
 
     # Gradients are whole where they are reduced once per step, after the last microbatch.
     gradients_sharded = (layout.zero == 2) | ((layout.zero >= 3) & (layout.gather_each > 0))
-    working = _working_set(case)
+    working, activations = _working_set(case), _activations(case)
     logits = np.minimum(layout.micro_tokens, method.loss_tokens) * case.model.vocab_size / layout.tensor * LOGIT_BYTES
+    # The last stage, which has the logits, holds the activations of one microbatch.
+    apart = (layout.stage > 1) & (method.shares_tables == 0)
+    fewer = np.where(apart, activations * (1 - 1 / _in_flight(case)), 0.0)
     return {
         "weights": held(method.stored_bytes, layout.zero >= 3),
         "weights in use": _weights_in_use(case, fixed + experts),
         "gradients": held(method.gradient_bytes, gradients_sharded),
         "new gradients": _new_gradients(case, fixed + experts, held(method.gradient_bytes, gradients_sharded)),
         "optimizer": held(method.optimizer_bytes, layout.zero >= 1),
-        "activations": _activations(case),
+        "activations": activations,
         "working set": working,
         # No layer is at work while the loss is.
-        "logits": np.maximum(logits - working, 0.0),
+        "logits": np.maximum(logits - working - fewer, 0.0),
     }
 
 

@@ -235,7 +235,8 @@ def _layout(row: Row, stack: Stack, n_chips: int) -> Layout:
         stage=stage,
         chunks=_chunks(row, stack, stage),
         zero=zero,
-        gather_each=1.0 if zero >= 3 else 0.0,
+        # FSDP under a pipeline keeps weights gathered, and gradients whole, until the last microbatch (torch.distributed.pipelining).
+        gather_each=1.0 if zero >= 3 and stage == 1 else 0.0,
     )
 
 
@@ -278,9 +279,11 @@ def _method(row: Row, stack: Stack, model: ModelConfig, precision: str) -> Metho
         stage_remat=0,
         adds_gradients=0,
         shares_tables=0,
+        balances=stack.balances,
         loss_tokens=math.inf,
         stored_bytes=4 if _fsdp(row) is not None else 2,
         weight_bytes=2,
+        gather_bytes=1 if stack.gathers_8_bits and precision == "fp8" else 2,
         gradient_bytes=2 if precision == "fp16" else stack.gradient_bytes,
         reduce_bytes=2 if precision == "fp16" else stack.reduce_bytes,
         optimizer_bytes=8 if _fsdp(row) is not None else stack.optimizer_bytes,

@@ -16,6 +16,7 @@ class Stack:
 
     name: str
     lineage: str
+    like: str = ""
     sequence_parallel: int = 1
     flash: int = 1
     dropout: int = 0
@@ -25,10 +26,12 @@ class Stack:
     gradient_bytes: float = 4
     reduce_bytes: float = 4
     optimizer_bytes: float = 12
+    gathers_8_bits: int = 0
     overlaps: int = 1
     tensor_overlaps: int = 0
     interleaves: int = 0
     fills_once: int = 0
+    balances: int = 0
     host_gbps: float = 0.0
     source: str = ""
 

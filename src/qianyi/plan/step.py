@@ -40,7 +40,7 @@ def terms(case: Case, k: Constants) -> Terms:
     so_far = sum(out.values())
     together = np.where(case.machine.switched > 0, 8, case.machine.domain)
     out["jitter"] = so_far * k.jitter * np.log2(np.maximum(layout.n_chips / together, 1))
-    pace = k.chip_pace * k.stack_pace * k.pair_pace
+    pace = k.chip_pace * k.lineage_pace * k.stack_pace * k.pair_pace
     return {name: seconds * pace for name, seconds in out.items()}
 
 
@@ -53,7 +53,9 @@ def layers_per_stage(case: Case) -> Number:
     """Layers of the stage with most, where the output projection counts as layers; stages are balanced as far as whole layers allow."""
     m, stage = case.model, case.layout.stage
     places = stage * case.layout.chunks
-    return np.where(stage > 1, np.ceil(m.n_layers / places) * case.layout.chunks, m.n_layers)
+    head = m.vocab_size * m.d_model
+    units = m.n_layers + case.method.balances * m.n_layers * head / (m.active_matmul_params - head)
+    return np.where(stage > 1, np.ceil(units / places - 1e-6) * case.layout.chunks, m.n_layers)
 
 
 def _per_microbatch(case: Case, k: Constants) -> Terms:
@@ -68,7 +70,7 @@ def _per_microbatch(case: Case, k: Constants) -> Terms:
     even = (m.n_layers / case.layout.stage) * (products + attention + elementwise) / layers + head / case.layout.stage
     full = products + attention + elementwise
     divides = np.isclose(m.n_layers % (case.layout.stage * case.layout.chunks), 0)
-    on_last = np.where(divides, head, np.maximum(even - full, 0.0))
+    on_last = np.where(divides & (case.method.balances == 0), head, np.maximum(even - full, 0.0))
     return {
         "products": products,
         "attention": attention,
@@ -98,7 +100,7 @@ def _context_seconds(case: Case, k: Constants, attention: Number) -> Number:
     layout = case.layout
     whole = HALF * layout.micro_tokens * layout.context * case.model.kv_width / layout.tensor
     seconds = 3 * gather_seconds(case.machine, k, layout.context, layout.tensor, whole)
-    return np.where(layout.context > 1, _beyond(attention, seconds, k.overlap), 0.0)
+    return np.where(layout.context > 1, _beyond(attention, seconds, k.contention), 0.0)
 
 
 def _expert_seconds(case: Case, k: Constants) -> Number:
@@ -141,10 +143,10 @@ def _weights_seconds(case: Case, k: Constants, work: Number) -> Number:
     inner, layers = layout.tensor, layers_per_stage(case)
     moved = 0.0
     for params, ranks, stride in ((fixed, layout.shard, inner), (experts, layout.expert_shard, inner * layout.expert)):
-        gather = gather_seconds(case.machine, k, ranks, stride, params * method.weight_bytes, layers)
+        gather = gather_seconds(case.machine, k, ranks, stride, params * method.gather_bytes, layers)
         scatter = gather_seconds(case.machine, k, ranks, stride, params * method.reduce_bytes, layers)
         moved = moved + times * (2 * gather + scatter)
-    return np.where((layout.zero >= 3) & (layout.shard > 1), _beyond(work, moved, k.overlap), 0.0)
+    return np.where((layout.zero >= 3) & (layout.shard > 1), _beyond(work, moved, k.contention), 0.0)
 
 
 def _gradients_seconds(case: Case, k: Constants, work: Number) -> Number:
@@ -162,7 +164,7 @@ def _gradients_seconds(case: Case, k: Constants, work: Number) -> Number:
     for params, over, shard, stride in kinds:
         scatter = gather_seconds(case.machine, k, over, stride, params * method.reduce_bytes, layers)
         back = np.where(
-            layout.zero >= 1, gather_seconds(case.machine, k, over, stride, params * method.weight_bytes, layers), scatter
+            layout.zero >= 1, gather_seconds(case.machine, k, over, stride, params * method.gather_bytes, layers), scatter
         )
         # Under ZeRO-3 only copies of the shards are summed.
         copies = np.maximum(over / shard, 1)
@@ -171,7 +173,11 @@ def _gradients_seconds(case: Case, k: Constants, work: Number) -> Number:
         total = total + np.where(layout.zero >= 3, summed, scatters * scatter + back)
     # Updated weights are gathered under the next step's first forward pass.
     window = np.where((layout.zero >= 1) & (layout.shard > 1), 1.0, BACKWARD) * work / layout.microbatches
-    return np.where(layout.data * layout.context > 1, _beyond(scatters * window, total, k.overlap), 0.0)
+    # Interleaved chunks finish their last microbatches one after the other, as many microbatches apart as there are stages; a pipeline
+    # that is one loop (this program's) reduces them all at its end.
+    spread = (layout.stage * (layout.chunks - 1) + 1) / layout.chunks
+    window = window * np.where(method.stage_remat > 0, 1.0, np.minimum(spread, layout.microbatches / scatters))
+    return np.where(layout.data * layout.context > 1, _beyond(scatters * window, total, k.contention), 0.0)
 
 
 def _optimizer_seconds(case: Case, k: Constants) -> Number:
@@ -183,7 +189,6 @@ def _optimizer_seconds(case: Case, k: Constants) -> Number:
     return moved / (case.machine.hbm_bytes_per_second * k.memory_efficiency)
 
 
-def _beyond(hidden_by: Number, seconds: Number, overlap: Number) -> Number:
-    """What `seconds` of communication add to computation: the norm of both, less the computation."""
-    longer = np.maximum(np.maximum(hidden_by, seconds), 1e-30)
-    return longer * ((hidden_by / longer) ** overlap + (seconds / longer) ** overlap) ** (1 / overlap) - hidden_by
+def _beyond(hidden_by: Number, seconds: Number, contention: Number) -> Number:
+    """What `seconds` of communication add to computation: what is longer than it, and a share of what they do at once."""
+    return np.maximum(hidden_by, seconds) + contention * np.minimum(hidden_by, seconds) - hidden_by

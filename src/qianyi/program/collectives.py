@@ -75,10 +75,10 @@ def merge(programs: Iterable[list[Collective]]) -> list[Collective]:
     return sorted(total.values(), key=lambda c: -c.bytes_per_device)
 
 
-def count_sent(module: Module) -> Counter[Sent]:
-    """Every collective of a program and how often it runs."""
+def count_sent(module: Module, taken: float = 1.0) -> Counter[Sent]:
+    """Every collective of a program and how often it runs (`taken`: see `executions`)."""
     counts = Counter[Sent]()
-    for name, times in executions(module, sent_bytes).items():
+    for name, times in executions(module, sent_bytes, taken).items():
         for op in module.computations[name]:
             if (sent := sent_by(op)) and not _goes_on(op, module.computations[name]):
                 counts[sent] += times

@@ -32,10 +32,10 @@ class Product:
     part: Pass
 
 
-def flops(module: Module) -> Counter[Product]:
-    """Products of a step on one device, and how often each runs."""
+def flops(module: Module, taken: float = 1.0) -> Counter[Product]:
+    """Products of a step on one device, and how often each runs (`taken`: see `executions`)."""
     found = Counter[Product]()
-    for name, times in executions(module, lambda op: product_flops(module, op)).items():
+    for name, times in executions(module, lambda op: product_flops(module, op), taken).items():
         table = module.tables[name]
         for op in module.computations[name]:
             if n := product_flops(module, op, table):

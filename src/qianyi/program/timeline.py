@@ -39,28 +39,29 @@ class Timeline:
 
 Cost = Callable[[Op, dict[str, Op]], Work | None]
 """Work of an operation, with the table of its computation; None: nothing."""
+Runner = Callable[[str, float], Timeline]
 _BEGINS, _ENDS = "async-collective-start", "async-collective-done"
 """What TPUs call the fusions that begin and end a gather which those between carry on while they compute."""
 
 
-def timeline(module: Module, cost: Cost) -> Timeline:
-    """Of a module's entry."""
-    known: dict[str, Timeline] = {}
+def timeline(module: Module, cost: Cost, taken: float = 1.0) -> Timeline:
+    """Of a module's entry (`taken`: how often a conditional that is in no other one takes its longest branch)."""
+    known: dict[tuple[str, float], Timeline] = {}
 
-    def run(name: str) -> Timeline:
-        if name not in known:
-            known[name] = _run(module, name, cost, run)
-        return known[name]
+    def run(name: str, taken: float) -> Timeline:
+        if (name, taken) not in known:
+            known[name, taken] = _run(module, name, cost, taken, run)
+        return known[name, taken]
 
-    return run(module.entry)
+    return run(module.entry, taken)
 
 
-def _run(module: Module, name: str, cost: Cost, run: Callable[[str], Timeline]) -> Timeline:
+def _run(module: Module, name: str, cost: Cost, taken: float, run: Runner) -> Timeline:
     clock, table = 0.0, module.tables[name]
     terms, busy = Terms(float), Terms(float)
     free, ends = dict[str, float](), dict[str, tuple[float, str]]()
     for op in module.computations[name]:
-        inner = _inner(module, name, op, run)
+        inner = _inner(module, name, op, taken, run)
         if inner is not None:
             clock += inner.seconds
             _add(terms, inner.terms)
@@ -98,21 +99,25 @@ def ended(op: Op) -> str:
     return op.operands[0] if op.opcode.endswith("-done") else ""
 
 
-def _inner(module: Module, caller: str, op: Op, run: Callable[[str], Timeline]) -> Timeline | None:
+def _inner(module: Module, caller: str, op: Op, taken: float, run: Runner) -> Timeline | None:
     """The timeline of a loop, a conditional or a call."""
     match op.opcode:
         case "while":
-            once, trips = run(op.body), module.trip_count(op, caller) or 1
-            return Timeline(trips * once.seconds, _times(trips, once.terms), _times(trips, once.busy))
+            once, trips = run(op.body, taken), module.trip_count(op, caller) or 1
+            return _scaled(once, trips)
         case "conditional":
-            return max((run(name) for name in op.called), key=lambda t: t.seconds)
+            return _scaled(max((run(name, 1.0) for name in op.called), key=lambda t: t.seconds), taken)
         case "call":
-            return _sum(run(name) for name in op.called)
+            return _sum(run(name, taken) for name in op.called)
         case _:
             return None
 
 
-def _times(n: int, terms: Terms) -> Terms:
+def _scaled(once: Timeline, n: float) -> Timeline:
+    return Timeline(n * once.seconds, _times(n, once.terms), _times(n, once.busy))
+
+
+def _times(n: float, terms: Terms) -> Terms:
     return Terms(float, {key: n * value for key, value in terms.items()})
 
 

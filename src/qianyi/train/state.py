@@ -38,7 +38,7 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
     return jax.jit(lambda: _draw(config), out_shardings=jax.tree.map(lambda a: a.sharding, abstract_state(config, mesh)))()
 
 
-def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+def abstract_state(config: Config, mesh: Mesh | AbstractMesh) -> TrainState:
     """Shapes, types and shardings of the state, without arrays."""
     drawn = jax.eval_shape(lambda: _draw(config))
 
