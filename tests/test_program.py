@@ -580,6 +580,8 @@ def test_transfers_take_the_time_that_nothing_hides(
 
 def test_time_of_loops_and_branches() -> None:
     works = {"y": Work("link", 1.0, "sending"), "i": Work(CORE, 0.5, "computing")}
+    never = timeline(program(round_it_goes("body", 9), ADD + loop("body", 9, "1", SUM)), lambda op, _: works.get(op.name))
+    assert never.seconds == 0
     line = timeline(program(round_it_goes("body"), ADD + loop("body", 9, "1", SUM)), lambda op, _: works.get(op.name))
     assert (line.seconds, line.terms["sending"], line.busy["sending"], line.terms["computing"]) == (13.5, 9.0, 9.0, 4.5)
     # Of branches the longest.

@@ -103,8 +103,8 @@ def _inner(module: Module, caller: str, op: Op, taken: float, run: Runner) -> Ti
     """The timeline of a loop, a conditional or a call."""
     match op.opcode:
         case "while":
-            once, trips = run(op.body, taken), module.trip_count(op, caller) or 1
-            return _scaled(once, trips)
+            trips = module.trip_count(op, caller)
+            return _scaled(run(op.body, taken), 1 if trips is None else trips)
         case "conditional":
             return _scaled(max((run(name, 1.0) for name in op.called), key=lambda t: t.seconds), taken)
         case "call":
