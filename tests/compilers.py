@@ -5,6 +5,7 @@ They are packages that ordinary environments do without (a CUDA plugin complains
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from qianyi.compile.compilers import WHERE, Compiled, compile_step
+from qianyi.compile.compilers import PACKAGES, WHERE, Compiled, compile_step
 from qianyi.compile.target import target
 from qianyi.config.schema import Config
-from qianyi.errors import ResourceError
 
 BESIDE = Path(__file__).parents[1] / ".venv-pods"
 
@@ -24,6 +24,14 @@ def find_compilers() -> None:
     """Tells Qianyi and the commands that tests start where compilers are, unless that is said already."""
     if BESIDE.is_dir():
         os.environ.setdefault(WHERE, str(BESIDE))
+
+
+def need(platform: str) -> None:
+    """Skips the test where there is no compiler for a platform, `tpu` or `cuda`."""
+    paths = [os.environ.get(WHERE, ""), *sys.path]
+    missing = [package for package in PACKAGES[platform] if not any(Path(path, package).is_dir() for path in paths)]
+    if missing:
+        pytest.skip(f"no compiler for {platform}: {', '.join(missing)} not found in {BESIDE.name}, {WHERE} or this environment")
 
 
 def write_recipe(config: Config, directory: Path) -> str:
@@ -37,9 +45,7 @@ def compile_apart(
     config: Config, on: str, directory: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
 ) -> Compiled:
     """The step of a recipe, compiled for a target in a process in which warnings are errors."""
+    need(target(on).platform)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONWARNINGS", "error")
-        try:
-            return compile_step(write_recipe(config, directory), overrides, target(on), options)
-        except ResourceError as error:
-            pytest.skip(str(error))
+        return compile_step(write_recipe(config, directory), overrides, target(on), options)
