@@ -124,6 +124,8 @@ def test_options_are_those_of_the_chip_and_ones_own() -> None:
     with jax.sharding.use_abstract_mesh(AbstractMesh((8,), ("data",), abstract_device=h100)):
         assert compiler_options() == {schedule: True, unroll: True}
         assert compiler_options({unroll: None, schedule: False, "x": 3}) == {schedule: False, "x": 3}
+    own = load("quickstart", ["run.compiler_options={xla_x: 1}", "run.compiler_options.xla_y=null"]).config.run.compiler_options
+    assert own == {"xla_x": 1, "xla_y": None}
     # Training on a CPU gets none but its own.
     with jax.set_mesh(make_mesh(LayoutConfig(data=8))):
         assert compiler_options() == {}
@@ -376,11 +378,14 @@ def test_training_stops_if_it_is_not_what_was_compiled(tmp_path: Path) -> None:
         f"data.dir={tmp_path / 'data'}",
         f"run.dir={tmp_path / 'run'}",
         "train.steps=1",
+        "schedule.warmup_steps=0",
         "checkpoint.every_steps=0",
         "data.validation_fraction=0.1",
         f"run.compiled={tmp_path / 'report'}",
     ]
-    recipe = [o for o in SMALL if o.partition("=")[0] not in {other.partition("=")[0] for other in own}]
+    recipe = [o for o in SMALL if o.partition("=")[0] not in {other.partition("=")[0] for other in own}] + [
+        "schedule.warmup_steps=0"
+    ]
     proven(recipe, tmp_path / "report")
     done = qianyi("train", "quickstart", *recipe, *own, "model.d_ff=128")
     assert done.returncode == 2
