@@ -153,6 +153,20 @@ def test_a_conditional_takes_the_heaviest_branch() -> None:
     assert (times["light"], times["heavy"], times["idle"]) == (0, 1, 0)
 
 
+def test_a_branch_that_is_sometimes_taken_runs_so_often() -> None:
+    """Of a conditional within a conditional, as often as the outer one is: the outer one decides."""
+    choice = "  %y = f32[8] conditional(%i, %x, %x, %x), branch_computations={%outer, %idle, %idle}"
+    inner = "  %x = f32[8] parameter(0)\n  %zero = s32[] constant(0)\n" + choice.replace("%i,", "%zero,").replace(
+        "outer", "heavy"
+    )
+    outer = "%outer (x: f32[8]) -> f32[8] {\n" + inner.replace("  %y", "  ROOT %y") + "\n}\n"
+    module = program(round_it_goes("body"), BRANCHES + outer + loop("body", 6, "1", choice))
+    times = executions(module, sent_bytes, taken=0.25)
+    assert (times["body"], times["outer"], times["heavy"], times["idle"]) == (6, 1.5, 1.5, 0)
+    line = timeline(module, lambda op, _: Work(CORE, 2.0, op.opcode) if op.opcode == "all-reduce" else None, taken=0.25)
+    assert line.terms == {"all-reduce": 3.0}
+
+
 @pytest.mark.parametrize(
     ("text", "numbers", "stored", "space"),
     [

@@ -1,7 +1,7 @@
 """What a compiled program sends: its collectives, with the mesh axes that they cross, their bytes, and how often they run."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -77,12 +77,12 @@ def merge(programs: Iterable[list[Collective]]) -> list[Collective]:
 
 def count_sent(module: Module, taken: float = 1.0) -> Counter[Sent]:
     """Every collective of a program and how often it runs (`taken`: see `executions`)."""
-    counts = Counter[Sent]()
+    counts = defaultdict[Sent, float](float)
     for name, times in executions(module, sent_bytes, taken).items():
         for op in module.computations[name]:
             if (sent := sent_by(op)) and not _goes_on(op, module.computations[name]):
                 counts[sent] += times
-    return counts
+    return Counter({sent: round(times) for sent, times in counts.items()})
 
 
 def _goes_on(op: Op, beside: Iterable[Op]) -> bool:
