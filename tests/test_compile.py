@@ -300,8 +300,10 @@ def test_search_compiles_the_best_plans(
 ) -> None:
     need("cuda")
     monkeypatch.setattr(compile_cli, "KEEP", 2)
-    config = make_config(TINY.model_copy(update={"n_layers": 2}), LayoutConfig())
-    compile_cli.run_search(write_recipe(config, tmp_path), [], "h100:1x4", None, tmp_path / "found.json", tmp_path / "report")
+    config = make_config(TINY.model_copy(update={"n_layers": 1}), LayoutConfig())
+    compile_cli.run_search(
+        write_recipe(config, tmp_path), [], "h100:1x4", "stage=1,model=1", tmp_path / "found.json", tmp_path / "report"
+    )
     found = json.loads((tmp_path / "found.json").read_text())
     said = capsys.readouterr().out
     seconds = [
@@ -363,36 +365,32 @@ def test_search_takes_the_fastest_that_fits(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def proven(overrides: list[str], directory: Path, **changes: Any) -> dict[str, Any]:
-    """A compile report of a recipe for eight virtual devices: as much of it as training reads."""
-    found = fingerprint(load("quickstart", overrides).config, "cpu", 8, {}, versions()) | changes
+    """A compile report of a recipe for virtual devices: as much of it as training reads."""
+    config = load("quickstart", overrides).config
+    found = fingerprint(config, "cpu", config.layout.n_devices, {}, versions()) | changes
     directory.mkdir(exist_ok=True)
     (directory / FILE).write_text(json.dumps(found))
     return found
 
 
 def test_training_stops_if_it_is_not_what_was_compiled(tmp_path: Path) -> None:
-    texts = corpus(40, 1)
-    source = one_source(tmp_path, texts).sources[0]
-    own = [
+    source = one_source(tmp_path, corpus(40, 1)).sources[0]
+    shaping = [*SMALL, "schedule.warmup_steps=0", "layout.data=1", "layout.model=1", "model.n_layers=1"]
+    idle = [
+        "train.steps=1",
         f"data.sources=[{{name: x, path: {source.path}}}]",
         f"data.dir={tmp_path / 'data'}",
         f"run.dir={tmp_path / 'run'}",
-        "train.steps=1",
-        "schedule.warmup_steps=0",
-        "checkpoint.every_steps=0",
-        "data.validation_fraction=0.1",
+        "run.virtual_devices=1",
         f"run.compiled={tmp_path / 'report'}",
     ]
-    recipe = [o for o in SMALL if o.partition("=")[0] not in {other.partition("=")[0] for other in own}] + [
-        "schedule.warmup_steps=0"
-    ]
-    proven(recipe, tmp_path / "report")
-    done = qianyi("train", "quickstart", *recipe, *own, "model.d_ff=128")
+    proven(shaping, tmp_path / "report")
+    done = qianyi("train", "quickstart", *shaping, *idle, "model.d_ff=128")
     assert done.returncode == 2
     assert "this is not the program that was compiled:" in done.stderr
     assert "  model.d_ff: 128, compiled with 96" in done.stderr
     assert not (tmp_path / "data").exists()
-    done = qianyi("train", "quickstart", *recipe, *own)  # fewer steps are the same step
+    done = qianyi("train", "quickstart", *shaping, *idle)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "events.jsonl").exists()
 
