@@ -536,6 +536,8 @@ def test_fused_updates_and_given_arguments_are_written_in_place() -> None:
   ROOT %y = (f32[1024], f32[8]) tuple(%updated, %q)
 """
     assert replay(program(entry, fused)).bytes == 4096 + 32 + 4096
+    alone = entry.replace("fusion(%all, %q), kind=kLoop, calls=%fused", "dynamic-update-slice(%all, %q, %q)")
+    assert replay(program(alone)).bytes == 4096 + 32 + 4096
     # The result is written over what was given.
     given = ", input_output_alias={ {0}: (0, {}, may-alias), {1}: (1, {}, may-alias) }"
     assert program(entry, fused, head=given).aliases == {0: 0, 1: 1}
