@@ -51,13 +51,15 @@ weights: setup
 calibrate: setup
 	$(BIN)/python benchmarks/calibrate.py
 
-# Environments of their own for the peers that benchmarks/train_cpu.py measures.
+# Environments of their own for the peers that benchmarks/train_cpu.py measures. Qianyi and a TPU compiler are in MaxText's too, for
+# benchmarks/compile_vs_maxtext.py.
 benchmark-peers:
 	test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python -m pip install --quiet torch==2.13.0 transformers
 	test -x .venv-maxtext/bin/python || $(PYTHON312) -m venv .venv-maxtext
 	.venv-maxtext/bin/python -m pip install --quiet --no-deps maxtext==0.2.5
 	.venv-maxtext/bin/python -m pip install --quiet -r benchmarks/peers/maxtext-requirements.txt
+	.venv-maxtext/bin/python -m pip install --quiet -e . libtpu==0.0.52
 
 clean:
 	rm -rf $(VENV) build dist

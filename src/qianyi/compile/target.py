@@ -42,7 +42,7 @@ class Target:
     slices: int
     n_devices: int
     """That JAX sees."""
-    options: Mapping[str, str]
+    options: Mapping[str, Any]
     """Of the topology."""
 
     @property
@@ -70,7 +70,8 @@ def target(text: str) -> Target:
             f"{name}:{shape}",
             found.n_domains,
             found.n_chips * CORES_PER_CHIP.get(chip.name, 1),
-            OPTIONS.get(chip.name, {}),
+            # Unless told, the compiler takes a torus to be open, and a ring along two of its dimensions to be one line.
+            {"wrap": (*found.wraps, False)[:3], **OPTIONS.get(chip.name, {})},
         )
     if chip.name not in gpus():
         known = [c.name for c in chips() if c.name in gpus() or c.name in TPU_TOPOLOGIES]

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qianyi.config.model import LatentConfig
 from qianyi.config.schema import ModelConfig
-from qianyi.model.linear import add_bias, deepnorm_gain, init_std, matmul, residual_std
+from qianyi.model.linear import add_bias, deepnorm_gain, fan_out, init_std, matmul, residual_std
 from qianyi.model.param import Param, Tree, with_amax
 from qianyi.model.width import query_multiplier
 from qianyi.ops.norm import rms_norm
@@ -100,9 +100,10 @@ def attention(h: Array, memory: Array, w: Tree, m: ModelConfig, look: Look) -> t
 
 def _plain(h: Array, memory: Array, w: Tree, m: ModelConfig, turn: Turn) -> tuple[Array, Array, Array]:
     heads = "output" if m.kv_heads > 1 else None
-    q = add_bias(matmul(h, w, "query", m, "output"), w, "query_bias")
-    k = add_bias(matmul(memory, w, "key", m, heads), w, "key_bias")
-    v = add_bias(matmul(memory, w, "value", m, heads), w, "value_bias")
+    of_q, of_k, of_v = fan_out(h, 3) if memory is h else (h, *fan_out(memory, 2))
+    q = add_bias(matmul(of_q, w, "query", m, "output"), w, "query_bias")
+    k = add_bias(matmul(of_k, w, "key", m, heads), w, "key_bias")
+    v = add_bias(matmul(of_v, w, "value", m, heads), w, "value_bias")
     if m.attention.qk_norm:
         q, k = rms_norm(q, w["query_norm"], m.norm_eps), rms_norm(k, w["key_norm"], m.norm_eps)
     return turn(q) * query_scale(m), turn(k), v

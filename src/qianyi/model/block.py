@@ -15,7 +15,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qianyi.config.schema import ModelConfig
 from qianyi.model.attention import Look, attention, attention_params
-from qianyi.model.linear import activate, add_bias, deepnorm_gain, deepnorm_scale, init_std, matmul, residual_std, to_residual
+from qianyi.model.linear import (
+    activate,
+    add_bias,
+    deepnorm_gain,
+    deepnorm_scale,
+    fan_out,
+    init_std,
+    matmul,
+    residual_std,
+    to_residual,
+)
 from qianyi.model.moe import experts, moe_params
 from qianyi.model.param import Param, Tree, with_amax
 from qianyi.ops.norm import layer_norm, rms_norm
@@ -132,6 +142,7 @@ def feed_forward(h: Array, w: Tree, m: ModelConfig) -> tuple[Array, Array]:
 
 def mlp(h: Array, w: Tree, m: ModelConfig) -> Array:
     """[B, T, D] -> partial sums [B, T, D] over the local hidden units."""
-    up = checkpoint_name(add_bias(matmul(h, w, "up", m, "output"), w, "up_bias"), "mlp_up")
-    gate = checkpoint_name(add_bias(matmul(h, w, "gate", m, "output"), w, "gate_bias"), "mlp_gate") if m.gated else None
+    of_up, of_gate = fan_out(h, 2) if m.gated else (h, h)
+    up = checkpoint_name(add_bias(matmul(of_up, w, "up", m, "output"), w, "up_bias"), "mlp_up")
+    gate = checkpoint_name(add_bias(matmul(of_gate, w, "gate", m, "output"), w, "gate_bias"), "mlp_gate") if m.gated else None
     return matmul(checkpoint_name(activate(up, gate, m), "mlp_hidden"), w, "down", m, "input")

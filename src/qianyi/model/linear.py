@@ -1,9 +1,10 @@
 """Linear layers of a block, what is between two, and how their weights begin."""
 
 import math
+from functools import partial
 
 import jax
-from jax import Array
+from jax import Array, lax
 
 from qianyi.config.schema import ModelConfig
 from qianyi.model.param import Tree
@@ -16,6 +17,38 @@ def matmul(x: Array, w: Tree, name: str, m: ModelConfig, split: Split | None) ->
     lies on axis `model`; where all its devices have the whole weight, their gradients are parts of a sum, of which no scale is known:
     such products, small ones, stay in the compute type."""
     return linear(x, w, name, "native" if split is None else m.matmul, split or "output")
+
+
+def fan_out(x: Array, n: int) -> tuple[Array, ...]:
+    """x for each of n products. Their gradients, each as large as x, are added up one after the other; XLA alone would hold all of them for
+    one sum."""
+    copies: tuple[Array, ...] = _copies(x, n)  # pyright: ignore[reportAssignmentType]
+    return copies
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _copies(x: Array, n: int) -> tuple[Array, ...]:
+    return (x,) * n
+
+
+def _add_in_turn(_: int, __: None, gradients: tuple[Array, ...]) -> tuple[Array]:
+    total, *others = gradients
+    for gradient in others:
+        total = lax.optimization_barrier(total) + gradient
+    return (total,)
+
+
+_copies.defvjp(lambda x, n: (_copies(x, n), None), _add_in_turn)
+
+
+@jax.custom_vjp
+def settle(x: Array, weights: Tree) -> tuple[Array, Tree]:
+    """Both as they are. Going backward, the gradients of the weights are finished before what made x is gone through; XLA would leave
+    them for later and hold them as they come, not reduced."""
+    return x, weights
+
+
+settle.defvjp(lambda x, weights: ((x, weights), None), lambda _, gradients: lax.optimization_barrier(gradients))
 
 
 def add_bias(x: Array, w: Tree, name: str) -> Array:

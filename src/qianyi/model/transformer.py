@@ -21,6 +21,7 @@ from qianyi.config.schema import Config, ModelConfig
 from qianyi.model.attention import Look
 from qianyi.model.block import Cross, block, block_params, norm, norm_params
 from qianyi.model.embedding import embed, embedding_params, head_logits, head_loss, head_params, sentence_params
+from qianyi.model.linear import settle
 from qianyi.model.param import Param, Tree, is_stacked, stack
 from qianyi.model.stack import Flags, Gather, cross_look, local_flags, run_layers, self_looks, slopes, turn
 from qianyi.model.width import scale_deviations
@@ -60,9 +61,13 @@ def model_params(m: ModelConfig) -> Tree:
 
 def model_loss(params: Tree, batch: Batch, config: Config, gather: Gather) -> LossSums:
     """Sums of the loss terms over this device's tokens."""
-    rows, outer = own_tokens(batch), gather_outer(params, gather)
-    x, balance = model_hidden(params, outer, rows, config, gather)
-    return head_loss(outer, x, rows, config)._replace(balance=balance)
+    m, rows = config.model, own_tokens(batch)
+    x, balance = model_hidden(params, gather_outer(params, gather), rows, config, gather)
+    # A table that is also the embedding has a gradient of its own here: neither is held whole while the layers are gone back through.
+    name = "embedding" if m.tied_embeddings else "head"
+    x, table = settle(x, params[name]["tokens"])
+    last = gather_outer({**params, name: {**params[name], "tokens": table}}, gather)
+    return head_loss(last, x, rows, config)._replace(balance=balance)
 
 
 def model_logits(params: Tree, batch: Batch, config: Config, gather: Gather) -> Array:

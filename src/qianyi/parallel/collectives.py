@@ -143,6 +143,10 @@ def with_own_gradient(w: Array, place: Array, stored: P, reduced: P, dtype: Any,
 def whole(w: Array, spec: P, dtype: Any) -> Array:
     """A weight from its shards, of a type, and taken to differ between all devices, so that its gradient is each device's own. It travels
     in the narrower of the two types."""
+    if w.dtype == jnp.float32 and dtype == jnp.bfloat16:
+        # The same as the cast alone, which the TPU compiler would do for a whole stack of layers ahead of the loop over them: a second
+        # copy of all weights.
+        w = lax.reduce_precision(w, exponent_bits=8, mantissa_bits=7)
     full = vary(w.astype(min(w.dtype, jnp.dtype(dtype), key=lambda t: t.itemsize)))
     for dim, axes in _sharded_dims(spec):
         full = all_gather(full, axes, dim)

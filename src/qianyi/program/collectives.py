@@ -17,6 +17,10 @@ _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _CHAIN, _CHAIN_BEGINS = 'chain_id="', "AsyncCollectiveStart"
 _GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_OF_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_AXIS = re.compile(r"'(\w+)'=(\d+)")
+
+
 SLICES = "slices"
 Groups = tuple[tuple[int, ...], ...]
 
@@ -116,7 +120,12 @@ def sent_bytes(op: Op) -> float:
 
 
 def parse_groups(attributes: str) -> Groups:
-    """From `{{0,1},{2,3}}`, or from `[2,2]<=[2,2]T(1,0)`: so many groups of so many, of a transposed range."""
+    """From `{{0,1},{2,3}}`; from `[2,2]<=[2,2]T(1,0)`: so many groups of so many, of a transposed range; or from
+    `mesh['data'=2,'model'=2] {'data'}`: devices that differ along these axes.
+
+    Raises:
+        ValueError: they are written in another way.
+    """
     if found := _GROUPS.search(attributes):
         return tuple(tuple(int(i) for i in group.split(",")) for group in found.group(1).strip("{}").split("},{"))
     if found := _IOTA.search(attributes):
@@ -124,12 +133,27 @@ def parse_groups(attributes: str) -> Groups:
         ids = np.arange(int(n) * int(size)).reshape([int(d) for d in shape.split(",")])
         ids = ids.transpose([int(d) for d in order.split(",")]) if order else ids
         return tuple(tuple(int(i) for i in row) for row in ids.reshape(int(n), int(size)))
+    if found := _OF_MESH.search(attributes):
+        return _along(dict(_AXIS.findall(found[1])), [name.strip(" '") for name in found[2].split(",")])
+    if "replica_groups=mesh" in attributes:
+        raise ValueError(f"groups are not understood: {attributes}")
     return ()
 
 
 def crossed(sent: Sent, sizes: Mapping[str, int]) -> str:
     """The axes that a collective crosses, in words."""
     return SLICES if sent.between_slices else axes_of(sent.groups, sizes)
+
+
+def _along(sizes: Mapping[str, str], axes: list[str]) -> Groups:
+    """Groups of devices that differ along axes of a mesh."""
+    if set(axes) - set(sizes):  # a part of an axis
+        raise ValueError(f"groups are not understood: {axes} of {sizes}")
+    names = list(sizes)
+    ids = np.arange(np.prod([int(n) for n in sizes.values()])).reshape([int(n) for n in sizes.values()])
+    ids = ids.transpose([names.index(n) for n in [*(n for n in names if n not in axes), *axes]])
+    rows = ids.reshape(-1, int(np.prod([int(sizes[n]) for n in axes])))
+    return tuple(tuple(int(i) for i in row) for row in rows)
 
 
 def axes_of(groups: Groups, sizes: Mapping[str, int]) -> str:

@@ -238,6 +238,7 @@ def _closing(text: str, start: int) -> int:
 
 
 _INTEGER = re.compile(r"[su]\d+\[\]")
+_INDEX = re.compile(r"\bindex=(\d+)")
 
 
 def _counted(module: Module, loop: Op, caller: str) -> int | None:
@@ -246,18 +247,24 @@ def _counted(module: Module, loop: Op, caller: str) -> int | None:
     limits = {_integer(op) for op in module.computations[loop.condition]} - {None}
     if len(limits) != 1:
         return None
-    limit = next(iter(limits)) or 0
-    start = _first(module.tables[caller], module.tables[caller][loop.operands[0]])
+    limit, at = next(iter(limits)) or 0, _counter(module.computations[loop.condition])
+    start = _carried(module.tables[caller], module.tables[caller][loop.operands[0]], at)
     body = module.tables[loop.body]
-    grown = _first(body, next(op for op in body.values() if op.is_root))
+    grown = _carried(body, next(op for op in body.values() if op.is_root), at)
     added = [_integer(body[name]) for name in grown.operands if name in body] if grown and grown.opcode == "add" else []
     step = next((n for n in added if n is not None), 1)
     return max(0, -(-(limit - ((_integer(start) if start else 0) or 0)) // step))
 
 
-def _first(table: Mapping[str, Op], carried: Op) -> Op | None:
-    """The counter in what a loop carries: the first element of the tuple, copies aside."""
-    found = table.get(carried.operands[0]) if carried.opcode == "tuple" else None
+def _counter(condition: tuple[Op, ...]) -> int:
+    """Which element of what a loop carries its condition looks at."""
+    found = next((_INDEX.search(op.attributes) for op in condition if op.opcode == "get-tuple-element"), None)
+    return int(found[1]) if found else 0
+
+
+def _carried(table: Mapping[str, Op], carried: Op, at: int) -> Op | None:
+    """An element of what a loop carries, copies aside."""
+    found = table.get(carried.operands[at]) if carried.opcode == "tuple" else None
     while found is not None and found.opcode in {"copy", "bitcast"}:
         found = table.get(found.operands[0])
     return found

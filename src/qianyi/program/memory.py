@@ -89,7 +89,8 @@ def _last_uses(ops: tuple[Op, ...], places: Mapping[Leaf, Leaf]) -> dict[Leaf, i
     """When each buffer is read last; those of the result, after all."""
     last: dict[Leaf, int] = {}
     for at, op in enumerate(ops):
-        for operand in op.operands:
+        # To take one array out of a tuple uses none of the others; its own use is whatever reads it then.
+        for operand in () if op.opcode == "get-tuple-element" else op.operands:
             i = 0
             while (operand, i) in places:
                 last[places[operand, i]] = at
