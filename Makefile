@@ -36,7 +36,7 @@ lint: setup
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# The TPU and GPU compilers, without which tests/test_pods.py is skipped: 1.3 GB, apart from the environment, where the plugin would look
+# The TPU and GPU compilers, without which tests that compile for them are skipped: 1.3 GB, apart from the environment, where the plugin would look
 # for a GPU at each start.
 pods: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --upgrade --target .venv-pods \

@@ -4,8 +4,11 @@ import os
 
 import jax
 import pytest
+from compilers import find_compilers
 
 from qianyi.cli.verify import QUICK_COMPILER
+
+find_compilers()
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

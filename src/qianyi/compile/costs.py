@@ -78,11 +78,12 @@ class Pricing:
         return Work(CORE, moved, OTHER) if moved else None
 
     def _sent_by(self, op: Op) -> Sent | None:
-        """The collective that an operation is, or that it begins on a unit beside the core (v7's sparse cores)."""
-        if begun(op) and op.called:
+        """The collective that an operation is, or that it begins beside the core (in a fusion, on v7's sparse cores)."""
+        sent = sent_by(op)
+        if sent is None and begun(op):
             inside = [sent_by(inner) for name in op.called for inner in self.module.computations[name]]
             return next((sent for sent in inside if sent), None)
-        return sent_by(op)
+        return sent
 
     def sent(self, sent: Sent, op: Op | None = None) -> Work:
         """A collective on its links; with its operation, on as many dimensions of the torus as the compiler's algorithm takes."""

@@ -16,6 +16,11 @@ from qianyi.errors import ConfigError
 from qianyi.plan.search import Choice, cost, search
 
 _FULL = re.compile(r"Ran out of memory in memory space hbm\. Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+_TEMPORARIES = re.compile(
+    r"Ran out of memory on HBM, the total memory required for HLO temporaries "
+    r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"
+)
+"""Said before anything is laid out, when temporaries alone are too much."""
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 TERMS = {
     "products": ("products", "head"),
@@ -168,11 +173,12 @@ def with_layout(recipe: str, overrides: Sequence[str], target: Target) -> tuple[
 
 def too_large(message: str, argument_bytes: int) -> TooLarge | None:
     """What a compiler's message says of memory, if that is what it is about."""
-    found = _FULL.search(message)
+    all_of_it, temporaries = _FULL.search(message), _TEMPORARIES.search(message)
+    found = all_of_it or temporaries
     if found is None:
         return None
     used, limit = float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]]
-    return TooLarge(argument_bytes, int(used), int(limit))
+    return TooLarge(argument_bytes, int(used) + (0 if all_of_it else argument_bytes), int(limit))
 
 
 def beside(reading: Reading, plan: Choice) -> dict[str, dict[str, float]]:

@@ -158,7 +158,7 @@ def branches(config: Config) -> Branches:
     return Branches(float(on.mean()), float(on.any(axis=1).mean()))
 
 
-def count_flops(products: Mapping[Product, int], config: Config, target: Target) -> Flops:
+def count_flops(products: Mapping[Product, float], config: Config, target: Target) -> Flops:
     parts = dict.fromkeys(("forward", "recompute", "backward"), 0.0)
     for product, times in products.items():
         parts[product.part] += product.flops * times

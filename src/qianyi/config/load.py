@@ -95,7 +95,7 @@ def mapping_keys(part: type[BaseModel]) -> list[str]:
         kind: Any = part
         for name in key.split("."):
             kind = kind.model_fields[name].annotation
-        if any(get_origin(alternative) is dict for alternative in get_args(kind)):
+        if any(get_origin(alternative) is dict for alternative in (kind, *get_args(kind))):
             keys.append(key)
     return keys
 

@@ -1,7 +1,7 @@
 """What a compiled program sends: its collectives, with the mesh axes that they cross, their bytes, and how often they run."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,10 +14,10 @@ from qianyi.program.runs import executions
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _OTHER_SENDERS = re.compile(r"ragged-all-to-all|collective-broadcast|send|recv")
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_CHAIN, _CHAIN_BEGINS = 'chain_id="', "AsyncCollectiveStart"
 _GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _OF_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
-_CHANNEL = re.compile(r"channel_id=(\d+)")
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
 SLICES = "slices"
 Groups = tuple[tuple[int, ...], ...]
@@ -79,21 +79,18 @@ def merge(programs: Iterable[list[Collective]]) -> list[Collective]:
 
 def count_sent(module: Module, taken: float = 1.0) -> Counter[Sent]:
     """Every collective of a program and how often it runs (`taken`: see `executions`)."""
-    counts, parts = Counter[Sent](), set[str]()
-    fused = {name for ops in module.computations.values() for op in ops if op.opcode == "fusion" for name in op.called}
+    counts = defaultdict[Sent, float](float)
     for name, times in executions(module, sent_bytes, taken).items():
         for op in module.computations[name]:
-            sent = sent_by(op)
-            if sent is None:
-                continue
-            # One transfer may be spread over several fusions, each of which names it.
-            channel = _CHANNEL.search(op.attributes)
-            if name in fused and channel:
-                if channel[1] in parts:
-                    continue
-                parts.add(channel[1])
-            counts[sent] += times
-    return counts
+            if (sent := sent_by(op)) and not _goes_on(op, module.computations[name]):
+                counts[sent] += times
+    return Counter({sent: round(times) for sent, times in counts.items()})
+
+
+def _goes_on(op: Op, beside: Iterable[Op]) -> bool:
+    """Whether it is a further piece of a collective. TPUs gather while fusions compute: the same gather then stands in the fusion that
+    begins it, in those that carry it on and in the one that ends it."""
+    return _CHAIN in op.attributes and not any(_CHAIN_BEGINS in other.attributes for other in beside)
 
 
 def sent_by(op: Op) -> Sent | None:

@@ -5,7 +5,7 @@ layers, padding, masked scores, all rows of experts) is: that is the difference 
 """
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -32,9 +32,9 @@ class Product:
     part: Pass
 
 
-def flops(module: Module, taken: float = 1.0) -> Counter[Product]:
+def flops(module: Module, taken: float = 1.0) -> dict[Product, float]:
     """Products of a step on one device, and how often each runs (`taken`: see `executions`)."""
-    found = Counter[Product]()
+    found = defaultdict[Product, float](float)
     for name, times in executions(module, lambda op: product_flops(module, op), taken).items():
         table = module.tables[name]
         for op in module.computations[name]:
@@ -44,10 +44,10 @@ def flops(module: Module, taken: float = 1.0) -> Counter[Product]:
 
 
 def part(op: Op) -> Pass:
-    """Which pass an operation belongs to, by the names that JAX's transformations leave."""
+    """Which pass an operation belongs to, by the names that JAX's transformations leave, and the loss, which makes its gradient at once."""
     if "rematted_computation" in op.op_name:
         return "recompute"
-    return "backward" if "transpose(" in op.op_name else "forward"
+    return "backward" if "transpose(" in op.op_name or "/gradient/" in op.op_name else "forward"
 
 
 def product_flops(module: Module, op: Op, table: Mapping[str, Op] | None = None) -> float:

@@ -1,6 +1,6 @@
 """How often each part of a compiled program runs in one step: bodies of loops as often as these go round."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 
 from qianyi.program.hlo import Module, Op
@@ -9,8 +9,8 @@ Weight = Callable[[Op], float]
 """What counts of an operation: bytes that it sends, FLOPs."""
 
 
-def executions(module: Module, weight: Weight, taken: float = 1.0) -> Counter[str]:
-    """Times that each computation runs. Of a conditional the branch that weighs most runs.
+def executions(module: Module, weight: Weight, taken: float = 1.0) -> dict[str, float]:
+    """Times that each computation runs, on average where branches are not always taken. Of a conditional the branch that weighs most runs.
 
     Args:
         module: the program.
@@ -20,7 +20,7 @@ def executions(module: Module, weight: Weight, taken: float = 1.0) -> Counter[st
     Raises:
         ValueError: something that weighs is in a loop of unknown length.
     """
-    times = Counter[str]()
+    times = defaultdict[str, float](float)
     weights: dict[str, float] = {}
 
     def weigh(name: str) -> float:
@@ -33,18 +33,21 @@ def executions(module: Module, weight: Weight, taken: float = 1.0) -> Counter[st
         inner = [weigh(name) for name in op.called]
         if op.opcode == "conditional":
             return max(inner, default=0.0)
-        return weight(op) + (module.trip_count(op, caller) or 1) * sum(inner) if op.opcode == "while" else weight(op) + sum(inner)
+        return weight(op) + (_times_round(op, caller) if op.opcode == "while" else 1) * sum(inner)
 
-    def run(name: str, n: int, taken: float) -> None:
+    def _times_round(op: Op, caller: str) -> int:
+        trips = module.trip_count(op, caller)
+        return 1 if trips is None else trips
+
+    def run(name: str, n: float, taken: float) -> None:
         times[name] += n
         for op in module.computations[name]:
             if op.opcode == "conditional":
-                run(max(op.called, key=weigh), round(n * taken), 1.0)
+                run(max(op.called, key=weigh), n * taken, 1.0)
             elif op.opcode == "while":
-                trips = module.trip_count(op, name)
-                if trips is None and weigh(op.body) > 0:
+                if module.trip_count(op, name) is None and weigh(op.body) > 0:
                     raise ValueError(f"a loop of unknown length: {op.name}")
-                run(op.body, n * (1 if trips is None else trips), taken)
+                run(op.body, n * _times_round(op, name), taken)
             else:
                 for called in op.called:
                     run(called, n, taken)

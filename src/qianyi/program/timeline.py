@@ -40,7 +40,8 @@ class Timeline:
 Cost = Callable[[Op, dict[str, Op]], Work | None]
 """Work of an operation, with the table of its computation; None: nothing."""
 Runner = Callable[[str, float], Timeline]
-_ENDS = {"send-done", "recv-done"}
+_BEGINS, _ENDS = "async-collective-start", "async-collective-done"
+"""What TPUs call the fusions that begin and end a gather which those between carry on while they compute."""
 
 
 def timeline(module: Module, cost: Cost, taken: float = 1.0) -> Timeline:
@@ -65,8 +66,8 @@ def _run(module: Module, name: str, cost: Cost, taken: float, run: Runner) -> Ti
             clock += inner.seconds
             _add(terms, inner.terms)
             _add(busy, inner.busy)
-        elif op.opcode.endswith("-done") or op.opcode in _ENDS:
-            end, term = ends.pop(_beginning(table, op), (clock, ""))
+        elif awaited := ended(op):
+            end, term = ends.pop(_behind(table, awaited), (clock, ""))
             if end > clock:
                 terms[term] += end - clock
                 clock = end
@@ -86,25 +87,31 @@ def _run(module: Module, name: str, cost: Cost, taken: float, run: Runner) -> Ti
     return Timeline(clock, terms, busy)
 
 
-def _beginning(table: dict[str, Op], op: Op) -> str:
-    """The operation that an end belongs to."""
-    found = table[op.operands[0]]
-    while found.opcode in {"get-tuple-element", "bitcast"}:
-        found = table[found.operands[0]]
-    return found.name
+def _behind(table: dict[str, Op], name: str) -> str:
+    """The operation whose result, or part of it, a name is."""
+    while table[name].opcode in {"get-tuple-element", "bitcast"}:
+        name = table[name].operands[0]
+    return name
 
 
 def begun(op: Op) -> bool:
     """Whether an operation only begins something, which another one ends."""
-    return op.opcode.endswith("-start") or op.opcode in {"send", "recv"}
+    return op.opcode.endswith("-start") or op.opcode in {"send", "recv"} or op.name.startswith(_BEGINS)
+
+
+def ended(op: Op) -> str:
+    """The name of the operation whose end another one awaits; empty: it awaits none."""
+    if op.name.startswith(_ENDS):
+        return op.name.replace(_ENDS, _BEGINS)
+    return op.operands[0] if op.opcode.endswith("-done") else ""
 
 
 def _inner(module: Module, caller: str, op: Op, taken: float, run: Runner) -> Timeline | None:
     """The timeline of a loop, a conditional or a call."""
     match op.opcode:
         case "while":
-            once, trips = run(op.body, taken), module.trip_count(op, caller) or 1
-            return _scaled(once, trips)
+            trips = module.trip_count(op, caller)
+            return _scaled(run(op.body, taken), 1 if trips is None else trips)
         case "conditional":
             return _scaled(max((run(name, 1.0) for name in op.called), key=lambda t: t.seconds), taken)
         case "call":

@@ -38,7 +38,7 @@ def _of_fusion(module: Module, op: Op, table: dict[str, Op]) -> int:
         if operand is None or not operand.shapes or operand.shapes[0].space != HBM:
             continue
         readers = _readers(parameter, users)
-        if readers and all(r.opcode in {"dynamic-slice", "gather"} for r in readers):
+        if readers and all(r.opcode in {"dynamic-slice", "gather"} and _leads(r.operands[0], parameter, inside) for r in readers):
             total += sum(_stored(r) for r in readers)
         elif readers and all(r.opcode == "dynamic-update-slice" and _leads(r.operands[0], parameter, inside) for r in readers):
             total += sum(_stored(inside[r.operands[1]]) for r in readers)
