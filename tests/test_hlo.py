@@ -64,3 +64,6 @@ def test_groups_of_a_mesh() -> None:
     assert parse_groups(f"{mesh} {{'model'}}, dimensions={{0}}") == ((0, 1, 2), (3, 4, 5))
     assert parse_groups(f"{mesh} {{'data'}}, dimensions={{0}}") == ((0, 3), (1, 4), (2, 5))
     assert parse_groups(f"{mesh} {{'model','data'}}") == ((0, 3, 1, 4, 2, 5),)
+    # Two rows of three devices that are numbered by columns.
+    turned = "replica_groups=mesh['axis_0'=2,'axis_1'=3], device_ids=([3,2]T(1,0)) {'axis_1'}"
+    assert parse_groups(turned) == ((0, 2, 4), (1, 3, 5))

@@ -58,7 +58,7 @@ def test_step_compiles_for_a_pod(target: str, name: str, tmp_path: Path) -> None
     rows = ROWS * case.layout.batch_shards * case.accumulation
     config = make_config(case.model, case.layout, accumulation=case.accumulation, batch_size=rows, seq_len=SEQ_LEN)
     compiled = compile_apart(config, TARGETS[target, case.layout.n_devices], tmp_path)
-    assert not compiled.remarks
+    assert not compiled.rematerialized
     assert compiled.memory["temp"] > 0
     # The state is updated in place: all that is not is a batch and a few scalars.
     assert compiled.memory["argument"] - compiled.memory["alias"] < 2**16

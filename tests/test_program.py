@@ -651,7 +651,7 @@ def on_cpus(config: Config) -> Compiled:
         compiled = step.lower(abstract_state(config, mesh), abstract_batch(config, mesh)).compile()
     memory = compiled.memory_analysis()  # which tells no peak
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return Compiled(compiled.as_text(), {"peak_memory": peak}, 0, 0, {}, 0, (), "cpu", {}, [])
+    return Compiled(compiled.as_text(), {"peak_memory": peak}, 0, 0, {}, 0, (), [], "cpu", {}, [])
 
 
 def by_pass(module: Module) -> dict[str, float]:

@@ -53,8 +53,10 @@ class Compiled:
     compile_seconds: float
     versions: dict[str, str]
     compiler_rss_bytes: int
-    remarks: tuple[str, ...]
-    """Lines of its log that are findings."""
+    rematerialized: tuple[str, ...]
+    """Lines of its log: arrays that it gathers whole, not asked to."""
+    remarks: list[str]
+    """On how the program came about."""
     device_kind: str
     """What JAX calls the chip."""
     options: dict[str, Any]
@@ -86,8 +88,8 @@ def compile_step(recipe: str, overrides: Sequence[str], target: Target, options:
         if "error" in result:
             raise ConfigError(result["error"]) if result["is_ours"] else CompileError(result["error"], result["argument_bytes"])
         text = Path(directory, "program.txt").read_text()
-    remarks = tuple(line.strip() for line in log.splitlines() if REMATERIALIZED in line)
-    return Compiled(text=text, remarks=remarks, **result["compiled"])
+    rematerialized = tuple(line.strip() for line in log.splitlines() if REMATERIALIZED in line)
+    return Compiled(text=text, rematerialized=rematerialized, **result["compiled"])
 
 
 def _paths(target: Target) -> list[str]:

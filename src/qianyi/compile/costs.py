@@ -8,13 +8,8 @@ is longer. Collectives take their links as the planner's do (`qianyi.plan.networ
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
-from typing import Any
 
-import yaml
-
-from qianyi.compile.target import Target
+from qianyi.compile.target import Target, tpus
 from qianyi.plan.build import machine_numbers
 from qianyi.plan.case import Machine
 from qianyi.plan.constants import Constants, constants
@@ -163,9 +158,3 @@ def pricing(module: Module, target: Target, sizes: Mapping[str, int], precision:
         domain=whole.domain / share,
     )
     return Pricing(module, target, sizes, machine, constants(stack(OURS), target.cluster.chip, precision))
-
-
-@cache
-def tpus() -> dict[str, dict[str, Any]]:
-    """Clocks by chip, from `data/tpus.yaml`."""
-    return yaml.safe_load((files("qianyi.compile.data") / "tpus.yaml").read_text())["tpus"]

@@ -36,6 +36,7 @@ def findings(
     """Errors first."""
     yield from _memory(compiled, target)
     yield from _rematerialized(compiled)
+    yield from (Finding("note", "compiler", remark) for remark in compiled.remarks)
     yield from _replicated(compiled, target)
     yield from _exposed(line)
     yield from _relayouts(module, line, priced)
@@ -62,8 +63,8 @@ def _memory(compiled: Compiled, target: Target) -> Iterator[Finding]:
 
 def _rematerialized(compiled: Compiled) -> Iterator[Finding]:
     """The partitioner gathers an array whole because it cannot go from one sharding to another: a mistake in a sharding."""
-    for remark in dict.fromkeys(compiled.remarks):
-        yield Finding("error", "involuntary rematerialization", remark[:400])
+    for line in dict.fromkeys(compiled.rematerialized):
+        yield Finding("error", "involuntary rematerialization", line[:400])
 
 
 def _replicated(compiled: Compiled, target: Target) -> Iterator[Finding]:

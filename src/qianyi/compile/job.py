@@ -20,6 +20,8 @@ from qianyi.train.batch import abstract_batch
 from qianyi.train.state import abstract_state
 from qianyi.train.step import make_train_step
 
+NO_TILES = "Couldn't find output tile sizes"
+"""What XLA says of a product for which its kernels have no tiles. Where there is a GPU, it would have tried cuBLAS first."""
 VERSIONS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cuda-nvcc-cu12")
 
 
@@ -47,7 +49,7 @@ def _compile(request: dict[str, Any], directory: Path, result: dict[str, Any]) -
         step: Any = make_train_step(config, options)
         lowered = step.lower(state, abstract_batch(config, mesh))
         lowered_at = time.perf_counter()
-        compiled = lowered.compile()
+        compiled, remarks = _compiled(lowered)
     done = time.perf_counter()
     (directory / "program.txt").write_text(compiled.as_text() or "")
     memory: Any = compiled.memory_analysis()
@@ -61,7 +63,19 @@ def _compile(request: dict[str, Any], directory: Path, result: dict[str, Any]) -
         "device_kind": devices[0].device_kind,
         "options": options,
         "replicated": _replicated(state),
+        "remarks": remarks,
     }
+
+
+def _compiled(lowered: Any) -> tuple[Any, list[str]]:
+    """The program, and what is to be said of how it came about."""
+    try:
+        return lowered.compile(), []
+    except jax.errors.JaxRuntimeError as error:
+        if NO_TILES not in str(error):
+            raise
+    said = f"XLA's own kernels cannot do a product of this size ({NO_TILES}): all products are cuBLAS's"
+    return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False}), [said]
 
 
 def _replicated(state: Any) -> list[dict[str, Any]]:

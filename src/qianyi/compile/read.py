@@ -121,7 +121,7 @@ def read(compiled: Compiled, config: Config, target: Target) -> Reading:
     memory = compiled.memory
     block = memory["argument"] + memory["output"] - memory["alias"] + memory["temp"]
     needed = max(memory["peak_memory"], block) if target.platform == "cuda" else memory["peak_memory"]
-    hbm = int(target.hbm_bytes_per_device)
+    hbm = target.hbm_bytes_per_device
     return Reading(
         argument_bytes=memory["argument"],
         temp_bytes=memory["temp"],

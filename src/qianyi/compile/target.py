@@ -46,9 +46,11 @@ class Target:
     """Of the topology."""
 
     @property
-    def hbm_bytes_per_device(self) -> float:
-        """What a program may use: of a TPU's core its share, of a GPU what the driver leaves."""
-        return self.cluster.chip.hbm_bytes * self.cluster.n_chips / self.n_devices
+    def hbm_bytes_per_device(self) -> int:
+        """What a program may use: of a TPU what its compiler gives, of a GPU what its data sheet says."""
+        if self.platform == "tpu":
+            return int(tpus()[self.cluster.chip.name]["hbm_gib"] * 2**30)
+        return int(self.cluster.chip.hbm_bytes)
 
 
 def target(text: str) -> Target:
@@ -98,3 +100,9 @@ def device_description(chip: str) -> str:
         f'platform_name: "CUDA"\ndevice_description_str: "{found["name"]}"\n'
         f"gpu_device_info {{\n  cuda_compute_capability {{ major: {major} minor: {minor} }}\n{lines}\n}}\n"
     )
+
+
+@cache
+def tpus() -> dict[str, dict[str, Any]]:
+    """What is to be known of TPUs by chip, from `data/tpus.yaml`."""
+    return yaml.safe_load((files("qianyi.compile.data") / "tpus.yaml").read_text())["tpus"]

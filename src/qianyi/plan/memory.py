@@ -22,20 +22,24 @@ def memory(case: Case) -> Terms:
     # Gradients are whole where they are reduced once per step, after the last microbatch.
     gradients_sharded = (layout.zero == 2) | ((layout.zero >= 3) & (layout.gather_each > 0))
     working, activations = _working_set(case), _activations(case)
-    logits = np.minimum(layout.micro_tokens, method.loss_tokens) * case.model.vocab_size / layout.tensor * LOGIT_BYTES
+    in_use = _weights_in_use(case, fixed + experts)
+    logits = np.minimum(
+        layout.micro_tokens, method.loss_tokens
+    ) * case.model.vocab_size / layout.tensor * LOGIT_BYTES + _output_table(case)
+    # No layer is at work, and none gathered, while the loss is.
+    layer = working + np.where(layout.gather_each > 0, in_use, 0.0)
     # The last stage, which has the logits, holds the activations of one microbatch.
     apart = (layout.stage > 1) & (method.shares_tables == 0)
     fewer = np.where(apart, activations * (1 - 1 / _in_flight(case)), 0.0)
     return {
         "weights": held(method.stored_bytes, layout.zero >= 3),
-        "weights in use": _weights_in_use(case, fixed + experts),
+        "weights in use": in_use,
         "gradients": held(method.gradient_bytes, gradients_sharded),
         "new gradients": _new_gradients(case, fixed + experts, held(method.gradient_bytes, gradients_sharded)),
         "optimizer": held(method.optimizer_bytes, layout.zero >= 1),
         "activations": activations,
         "working set": working,
-        # No layer is at work while the loss is.
-        "logits": np.maximum(logits - working - fewer, 0.0),
+        "logits": np.maximum(logits - layer - fewer, 0.0),
     }
 
 
@@ -49,10 +53,16 @@ def _weights_in_use(case: Case, params: Number) -> Number:
     work and the next."""
     layout, method = case.layout, case.method
     two_layers = 2 * params / layers_per_stage(case)
-    sharded = (layout.zero >= 3) & (layout.shard > 1)
-    cast = method.stored_bytes > method.weight_bytes
-    whole = method.weight_bytes * params
-    return np.where(sharded & (layout.gather_each > 0), method.weight_bytes * two_layers, np.where(sharded | cast, whole, 0.0))
+    copied = ((layout.zero >= 3) & (layout.shard > 1)) | (method.stored_bytes > method.weight_bytes)
+    return np.where(copied, method.weight_bytes * np.where(layout.gather_each > 0, two_layers, params), 0.0)
+
+
+def _output_table(case: Case) -> Number:
+    """Where the loss goes by chunks of tokens, over a table that is gathered for it: the table, its gradient, and that of a chunk."""
+    layout, method = case.layout, case.method
+    gathered = (method.shares_tables > 0) & (layout.gather_each > 0) & (layout.zero >= 3) & (layout.shard > 1)
+    table = case.model.vocab_size * case.model.d_model / layout.tensor
+    return np.where(gathered, (method.weight_bytes + 2 * method.gradient_bytes) * table, 0.0)
 
 
 def _new_gradients(case: Case, params: Number, whole: Number) -> Number:
@@ -61,7 +71,9 @@ def _new_gradients(case: Case, params: Number, whole: Number) -> Number:
     tables = case.model.table_params / layout.tensor
     chunk = method.gradient_bytes * (tables + (params - tables) / layout.chunks)
     in_pipeline = np.where(method.stage_remat > 0, chunk, 0.0)
-    added = np.where(method.adds_gradients > 0, whole, 0.0)
+    # Weights that were gathered once have gradients of their own type until these are added.
+    narrow = np.where(layout.gather_each > 0, 1.0, method.weight_bytes / method.gradient_bytes)
+    added = np.where(method.adds_gradients > 0, whole * narrow, 0.0)
     return np.where(layout.stage > 1, in_pipeline, np.where(layout.microbatches > 1, added, 0.0))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qianyi.program.hlo import Module, Op, parse, parse_shapes
 from qianyi.program.runs import executions
@@ -17,10 +18,11 @@ _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _CHAIN, _CHAIN_BEGINS = 'chain_id="', "AsyncCollectiveStart"
 _GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_OF_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_OF_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
 SLICES = "slices"
 Groups = tuple[tuple[int, ...], ...]
+IntArray = NDArray[np.int64]
 
 
 class Sent(NamedTuple):
@@ -128,30 +130,40 @@ def parse_groups(attributes: str) -> Groups:
         return tuple(tuple(int(i) for i in group.split(",")) for group in found.group(1).strip("{}").split("},{"))
     if found := _IOTA.search(attributes):
         n, size, shape, order = found.groups()
-        ids = np.arange(int(n) * int(size)).reshape([int(d) for d in shape.split(",")])
-        ids = ids.transpose([int(d) for d in order.split(",")]) if order else ids
-        return tuple(tuple(int(i) for i in row) for row in ids.reshape(int(n), int(size)))
+        return _rows(_range(shape, order).reshape(int(n), int(size)))
     if found := _OF_MESH.search(attributes):
-        return _along(dict(_AXIS.findall(found[1])), [name.strip(" '") for name in found[2].split(",")])
+        sizes, shape, order, axes = found.groups()
+        mesh = {name: int(n) for name, n in _AXIS.findall(sizes)}
+        ids = _range(shape or str(np.prod(list(mesh.values()))), order).reshape(list(mesh.values()))
+        return _along(mesh, ids, [name.strip(" '") for name in axes.split(",")])
     if "replica_groups=mesh" in attributes:
         raise ValueError(f"groups are not understood: {attributes}")
     return ()
 
 
+def _range(shape: str, order: str | None) -> IntArray:
+    """`[2,3]T(1,0)`: numbers of so many dims, transposed."""
+    dims = [int(d) for d in shape.split(",")]
+    ids = np.arange(np.prod(dims)).reshape(dims)
+    return ids.transpose([int(d) for d in order.split(",")]) if order else ids
+
+
+def _rows(ids: IntArray) -> Groups:
+    return tuple(tuple(int(i) for i in row) for row in ids)
+
+
+def _along(mesh: Mapping[str, int], ids: IntArray, axes: list[str]) -> Groups:
+    """Groups of devices that differ along axes of a mesh."""
+    if set(axes) - set(mesh):  # a part of an axis
+        raise ValueError(f"groups are not understood: {axes} of {mesh}")
+    names = list(mesh)
+    order = [names.index(n) for n in [*(n for n in names if n not in axes), *axes]]
+    return _rows(ids.transpose(order).reshape(-1, int(np.prod([mesh[n] for n in axes]))))
+
+
 def crossed(sent: Sent, sizes: Mapping[str, int]) -> str:
     """The axes that a collective crosses, in words."""
     return SLICES if sent.between_slices else axes_of(sent.groups, sizes)
-
-
-def _along(sizes: Mapping[str, str], axes: list[str]) -> Groups:
-    """Groups of devices that differ along axes of a mesh."""
-    if set(axes) - set(sizes):  # a part of an axis
-        raise ValueError(f"groups are not understood: {axes} of {sizes}")
-    names = list(sizes)
-    ids = np.arange(np.prod([int(n) for n in sizes.values()])).reshape([int(n) for n in sizes.values()])
-    ids = ids.transpose([names.index(n) for n in [*(n for n in names if n not in axes), *axes]])
-    rows = ids.reshape(-1, int(np.prod([int(sizes[n]) for n in axes])))
-    return tuple(tuple(int(i) for i in row) for row in rows)
 
 
 def axes_of(groups: Groups, sizes: Mapping[str, int]) -> str:
