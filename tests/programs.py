@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qianyi.compile.inventory import inventory
 from qianyi.compile.outcome import Outcome, compile_recipe
-from qianyi.compile.target import target
+from qianyi.compile.target import Target, target
 from qianyi.config import recipes
 from qianyi.config.counts import parameter_count
 from qianyi.config.load import load
@@ -16,13 +16,21 @@ FULL_SIZE = 1e9
 """Parameters from which a recipe counts as full-size."""
 
 
+JAX = "0.10.2"
+"""Whose programs they are."""
+
+
 def full_size() -> list[str]:
     return [name for name in recipes.names() if parameter_count(load(name, []).config.model) >= FULL_SIZE]
 
 
 def compiled(recipe: str) -> Outcome:
-    """A recipe on hosts of 8 H100."""
-    return compile_recipe(recipe, [], target(f"h100:{load(recipe, []).config.layout.n_devices // 8}x8"))
+    """The step of a recipe, for hosts of 8 H100."""
+    return compile_recipe(recipe, [], target_of(recipe))
+
+
+def target_of(recipe: str) -> Target:
+    return target(f"h100:{load(recipe, []).config.layout.n_devices // 8}x8")
 
 
 def main(names: list[str]) -> None:
