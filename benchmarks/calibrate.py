@@ -13,6 +13,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+import compiled_time
 import numpy as np
 import yaml
 
@@ -148,7 +149,19 @@ def page(times: Sequence[Result], memories: Sequence[Result], modelled: dict[str
     lines += table(memories, lambda r: r.source, "source")
     words = ", ".join(f"{name} {np.expm1(error):+.1%}" for name, error in modelled.items())
     lines += ["", f"Bytes that Korthikanti et al. 2022 state by their own formulas, against ours: {words}.", ""]
-    return "\n".join([*lines, *_misses([*times, *memories])]) + "\n"
+    lines += _misses([*times, *memories])
+    if compiled := list(compiled_time.read_table().values()):
+        lines += ["", *_COMPILED, "", *compiled_time.page(compiled)]
+    return "\n".join(lines) + "\n"
+
+
+_COMPILED = (
+    "## Beside compiled programs",
+    "",
+    "`python benchmarks/compiled_time.py`: Qianyi's step, compiled for the chips of published runs (`qianyi compile`), with what it",
+    "says of its time; the published programs are other ones. In brackets the ratio to the published time. Below, every estimator that",
+    "was tried: its constants are fitted on the other rows of the same kind of chip.",
+)
 
 
 def _calculon(times: Sequence[Result]) -> list[str]:

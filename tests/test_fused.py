@@ -6,21 +6,22 @@ GPU, and what they are asked to compute is computed here by JAX's other implemen
 
 import json
 import re
-import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilers import compile_apart
 from families import FAMILIES, variant
 from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from models import LLAMA, make_config
-from test_pods import PACKAGES, absent_devices, compile_apart
 
+from qianyi.compile.compilers import Compiled
 from qianyi.config.check import check
 from qianyi.config.model import AttentionConfig
 from qianyi.config.schema import LayoutConfig, ModelConfig
@@ -31,9 +32,6 @@ from qianyi.ops import cudnn, fused, splash
 from qianyi.ops.attention import Context, Pattern, attention, reference_attention
 from qianyi.ops.fused import fused_attention, why_not
 from qianyi.parallel.mesh import make_mesh
-from qianyi.parallel.rules import batch_spec
-from qianyi.train.state import abstract_state
-from qianyi.train.step import make_train_step
 
 RANDOM = np.random.default_rng(0)
 B, T, H, G = 2, 384, 4, 2  # three blocks of queries and of keys
@@ -199,38 +197,24 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("target", PACKAGES)
-def test_the_step_runs_each_kernel_once(target: str) -> None:
+@pytest.mark.parametrize("platform", KERNELS)
+def test_the_step_runs_each_kernel_once(platform: str, tmp_path: Path) -> None:
     """Of layers that keep what matmuls and attention made; and long sequences take no more memory than by blocks."""
-    report = compile_apart(__file__, target, "fused")
-    assert report["written"] == KERNELS[target]
+    fused, blockwise = (compile_with(kernel, platform, tmp_path) for kernel in ("fused", "blockwise"))
+    called = [
+        "".join(names) for names in re.findall(r'%(splash_[a-z_]+)[.\d]* = |custom_call_target="(__cudnn\$\w+)"', fused.text)
+    ]
     # XLA unrolls loops for GPUs.
-    assert KERNELS[target] == (report["compiled"] if target == "tpu" else sorted(set(report["compiled"])))
-    blockwise = compile_apart(__file__, target, "blockwise")
-    assert blockwise["written"] == [] and report["temporary"] <= blockwise["temporary"]
+    assert KERNELS[platform] == (sorted(called) if platform == "tpu" else sorted(set(called)))
+    assert not re.search(r"splash_|__cudnn", blockwise.text)
+    assert fused.memory["temp"] <= blockwise.memory["temp"]
 
 
-def compile_step(target: str, kernel: str) -> dict[str, Any]:
-    layout, length = LayoutConfig(data=4, model=2), 1024
+def compile_with(kernel: str, platform: str, directory: Path) -> Compiled:
+    length = 1024
     model = variant(
         LLAMA, dtype="bfloat16", d_model=256, n_heads=4, n_kv_heads=2, head_dim=128, d_ff=512, max_seq_len=length,
         attention=AttentionConfig.model_validate({"kernel": kernel}),
     )  # fmt: skip
-    config = make_config(model, layout, batch_size=4, seq_len=length)
-    mesh = make_mesh(layout, absent_devices(target, layout.n_devices))
-    tokens = jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=NamedSharding(mesh, batch_spec(layout)))
-    with jax.set_mesh(mesh):
-        lowered = make_train_step(config).lower(abstract_state(config, mesh), {"inputs": tokens, "targets": tokens})
-        compiled = lowered.compile()
-    memory: Any = compiled.memory_analysis()
-    written = re.findall(r'kernel_name = "(\w+)"|@(__cudnn\$\w+)', lowered.as_text())
-    called = re.findall(r'%(splash_[a-z_]+)[.\d]* = |custom_call_target="(__cudnn\$\w+)"', compiled.as_text() or "")
-    return {
-        "written": sorted("".join(names) for names in written),
-        "compiled": sorted("".join(names) for names in called),
-        "temporary": memory.temp_size_in_bytes,
-    }
-
-
-if __name__ == "__main__":
-    print(json.dumps(compile_step(sys.argv[1], sys.argv[2])))
+    config = make_config(model, LayoutConfig(data=4, model=2), batch_size=4, seq_len=length)
+    return compile_apart(config, {"tpu": "tpu-v5p:2x2x2", "cuda": "h100:1x8"}[platform], directory)

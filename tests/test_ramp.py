@@ -1,7 +1,6 @@
 """A batch-size ramp changes how many sequences a step takes, and nothing else."""
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import jax
@@ -60,9 +59,11 @@ def test_the_order_of_sequences_is_that_without_a_ramp(data: DataConfig) -> None
     assert ramped.record != plain.record
 
 
-@cache
+STEPS: dict[str, TrainStep] = {}
+
+
 def compiled(config: Config) -> TrainStep:
-    return make_train_step(config)
+    return STEPS.setdefault(config.model_dump_json(exclude={"run"}), make_train_step(config))
 
 
 def train(

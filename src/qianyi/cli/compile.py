@@ -62,15 +62,18 @@ def _finish(outcome: Outcome, json: Path | None, directory: Path | None) -> None
     found = outcome.as_json()
     if json is not None:
         write_json(json, found)
-    where = (
-        directory
-        or Path("compiled") / f"{Path(outcome.recipe).stem}-{outcome.target.cluster.name.translate(str.maketrans(':*', '-_'))}"
-    )
+    where = directory or Path("compiled") / _name(outcome)
     write_report(outcome, where)
     print("\n".join(describe(outcome, found)))
     print(f"wrote {where / 'compile.html'}, {where / 'compile.json'}")
     if not outcome.fits:
         raise TooLargeError(f"{sentence(outcome)}. {_nearest(outcome)}")
+
+
+def _name(outcome: Outcome) -> str:
+    """`gpt3-175b-tpu-v5p-4x8x8`."""
+    recipe = Path(outcome.recipe).name.removesuffix(".yaml").removesuffix(".yml")
+    return f"{recipe}-{outcome.target.cluster.name.translate(str.maketrans(':*', '-_'))}"
 
 
 def _nearest(outcome: Outcome) -> str:

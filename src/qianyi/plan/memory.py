@@ -26,8 +26,8 @@ def memory(case: Case) -> Terms:
     logits = np.minimum(
         layout.micro_tokens, method.loss_tokens
     ) * case.model.vocab_size / layout.tensor * LOGIT_BYTES + _output_table(case)
-    # No layer is at work, and none gathered, while the loss is.
-    layer = working + np.where(layout.gather_each > 0, in_use, 0.0)
+    # No layer is at work while the loss is; in this program none is gathered then either.
+    layer = working + np.where((method.shares_tables > 0) & (layout.gather_each > 0), in_use, 0.0)
     # The last stage, which has the logits, holds the activations of one microbatch.
     apart = (layout.stage > 1) & (method.shares_tables == 0)
     fewer = np.where(apart, activations * (1 - 1 / _in_flight(case)), 0.0)
