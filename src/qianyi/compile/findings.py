@@ -7,6 +7,7 @@ from typing import Literal
 
 from qianyi.compile.compilers import Compiled
 from qianyi.compile.costs import Pricing
+from qianyi.compile.flops import Flops
 from qianyi.compile.target import Target
 from qianyi.config.schema import Config
 from qianyi.plan.search import USABLE
@@ -16,6 +17,8 @@ from qianyi.program.runs import executions
 from qianyi.program.timeline import CORE, Terms, Timeline
 
 Severity = Literal["error", "warning", "note"]
+EXCESS = 1.3
+"""Times the model's FLOPs from which products are too many: masked blocks and attention's scores, made again, stay below."""
 WORTH = 0.02
 """Share of the step, or of the memory, below which nothing is said."""
 _MOVES = {"copy", "transpose", "reshape", "copy-start"}
@@ -31,13 +34,14 @@ class Finding:
 
 
 def findings(
-    module: Module, config: Config, target: Target, compiled: Compiled, line: Timeline, priced: Pricing
+    module: Module, config: Config, target: Target, compiled: Compiled, line: Timeline, priced: Pricing, counted: Flops
 ) -> Iterator[Finding]:
     """Errors first."""
     yield from _memory(compiled, target)
     yield from _rematerialized(compiled)
     yield from (Finding("note", "compiler", remark) for remark in compiled.remarks)
     yield from _replicated(compiled, target)
+    yield from _multiplied(counted)
     yield from _exposed(line)
     yield from _relayouts(module, line, priced)
     yield from _wide_products(module, config)
@@ -81,6 +85,18 @@ def _replicated(compiled: Compiled, target: Target) -> Iterator[Finding]:
                 f"{size / 1e9:.2f} GB of state are the same on every device along {axes} (the largest: {largest['name']}, "
                 f"{largest['bytes'] / 1e9:.2f} GB); layout.zero=3 and layout.data divide it",
             )
+
+
+def _multiplied(counted: Flops) -> Iterator[Finding]:
+    """More products than the model and recomputation ask for: experts that multiply rows of others, padding, masked scores."""
+    once = counted.forward + counted.backward
+    if once > EXCESS * counted.model:
+        yield Finding(
+            "warning",
+            "FLOPs",
+            f"forward and backward passes multiply {once / counted.model:.1f} times what the model asks for, recomputation aside; experts "
+            "without a kernel of their own multiply every row (model.moe.capacity_factor bounds that)",
+        )
 
 
 def _exposed(line: Timeline) -> Iterator[Finding]:

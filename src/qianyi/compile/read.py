@@ -1,18 +1,17 @@
 """A compiled step, read: memory, communication, products, time, and what is wrong with it."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from qianyi.compile.compilers import Compiled
 from qianyi.compile.costs import Pricing, pricing
 from qianyi.compile.findings import Finding, findings
+from qianyi.compile.flops import Flops, count_flops
 from qianyi.compile.target import Target
-from qianyi.config.objective import target_length
 from qianyi.config.schema import Config
-from qianyi.plan.build import model_numbers, precision_of
+from qianyi.plan.build import precision_of
 from qianyi.program.collectives import SLICES, Sent, bytes_per_device, count_sent, crossed
-from qianyi.program.flops import Product, flops
+from qianyi.program.flops import flops
 from qianyi.program.hlo import Module, parse
 from qianyi.program.memory import Buffer, Peak, replay
 from qianyi.program.timeline import Timeline, timeline
@@ -55,24 +54,6 @@ class Held:
     """`file:line`."""
     count: int
     """Buffers like it."""
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Of a step on one device: matrix products alone, as in the FLOPs of a model."""
-
-    model: float
-    """By the convention of `qianyi.config.counts.MFU_CONVENTION`."""
-    forward: float
-    recompute: float
-    """Of forward passes that run again on the way back."""
-    backward: float
-    attention: float
-    """Of these, in fused attention kernels."""
-
-    @property
-    def program(self) -> float:
-        return self.forward + self.recompute + self.backward
 
 
 @dataclass(frozen=True)
@@ -138,7 +119,7 @@ def read(compiled: Compiled, config: Config, target: Target) -> Reading:
         collectives=sent,
         buffers=held(module, peak),
         replayed_bytes=peak.bytes,
-        findings=tuple(findings(module, config, target, compiled, line, priced)),
+        findings=tuple(findings(module, config, target, compiled, line, priced, counted)),
     )
 
 
@@ -156,16 +137,6 @@ def branches(config: Config) -> Branches:
         return Branches(1.0, 1.0)
     on = schedule_of(config).ticks.f_on
     return Branches(float(on.mean()), float(on.any(axis=1).mean()))
-
-
-def count_flops(products: Mapping[Product, float], config: Config, target: Target) -> Flops:
-    parts = dict.fromkeys(("forward", "recompute", "backward"), 0.0)
-    for product, times in products.items():
-        parts[product.part] += product.flops * times
-    attention = sum(product.flops * times for product, times in products.items() if product.attention)
-    tokens = config.train.batch_size * config.train.seq_len / target.n_devices
-    of_token = model_numbers(config.model, config.train.seq_len, target_length(config.train)).flops_per_token
-    return Flops(model=float(of_token) * tokens, attention=attention, **parts)
 
 
 def sent_over(priced: Pricing, line: Timeline, busy: Branches) -> tuple[SentOver, ...]:
