@@ -1,4 +1,4 @@
-"""Golden programs: of every full-size recipe, on as many H100 as its layout asks for, the shardings of the state and what a step sends, as
+"""Golden programs: of full-size recipes, on as many H100 as their layouts ask for, the shardings of the state and what a step sends, as
 compiled. `python tests/programs.py [RECIPE ...]` writes them anew; their diff is for review. It needs the compilers of `make pods`."""
 
 import sys
@@ -20,6 +20,11 @@ JAX = "0.10.2"
 """Whose programs they are."""
 
 
+SLOW = {"bloom-176b", "deepseek-v3", "gemma2-27b", "gemma3-27b", "glm-130b", "megatron-530b", "megatron-1t", "qwen3-235b-a22b"}
+"""Full-size recipes that are not recorded: XLA's backend for GPUs takes minutes for their programs (attention by blocks under a pipeline,
+experts)."""
+
+
 def full_size() -> list[str]:
     return [name for name in recipes.names() if parameter_count(load(name, []).config.model) >= FULL_SIZE]
 
@@ -35,7 +40,7 @@ def target_of(recipe: str) -> Target:
 
 def main(names: list[str]) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    for name in names or full_size():
+    for name in names or sorted(set(full_size()) - SLOW):
         outcome = compiled(name)
         (DIRECTORY / f"{name}.txt").write_text(inventory(outcome))
         found = outcome.as_json()

@@ -123,11 +123,18 @@ def remat_numbers(remat: str, m: ModelConfig, *, skips_last: bool) -> Remat:
 
 def optimizer_bytes(config: Config) -> float:
     """Of the state of one parameter, beside weight and gradient: float32 moments (`qianyi.train.optimizer`)."""
-    moments = {"adamw": 2, "lamb": 2, "lion": 1, "lars": 1, "muon": 1, "adafactor": 0}
-    kind = config.optimizer.kind
-    if kind == "sgd":
-        return FULL * (1 if config.optimizer.moment_decay else 0)
-    return FULL * moments[kind]
+    o = config.optimizer
+    first = 1 if o.moment_decay else 0
+    moments = {
+        "adamw": 2,
+        "lamb": 2,
+        "lion": 1,
+        "lars": 1,
+        "muon": 1,
+        "adafactor": first + (0 if o.factored else 1),
+        "sgd": first,
+    }
+    return FULL * moments[o.kind]
 
 
 def method_numbers(config: Config) -> Method:
