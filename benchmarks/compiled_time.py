@@ -25,6 +25,7 @@ from qianyi.plan.predict import predict
 from qianyi.plan.rows import published_rows
 
 TABLE = ROOT / "docs" / "compiled_time.csv"
+CONSTANTS = ROOT / "src" / "qianyi" / "compile" / "data" / "time.yaml"
 ROWS = {
     "maxtext_readme_0063": "tpu-v4:4x4x4",
     "maxtext_readme_0069": "tpu-v5e:16x16",
@@ -59,6 +60,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "the longer of work and links": lambda r: [max(r["products"] + r["attention"] + r["other"], r["busy"])],
 }
 """All that were tried: terms, each of which gets a constant."""
+CHOSEN = "products and attention; the rest"
+PLATFORMS = {"TPU": "tpu", "GPU": "cuda"}
 
 
 def main() -> None:
@@ -73,6 +76,7 @@ def main() -> None:
                 found[name] = compiled(published[name], chips)
                 write_table(found)
                 print(name, found[name], flush=True)
+    write_constants(list(found.values()))
     print("\n".join(page(list(found.values()))))
 
 
@@ -86,10 +90,10 @@ def compiled(row: dict[str, str], chips: str) -> dict[str, Any]:
     products, attention = reading.terms.get("products", 0.0), reading.terms.get("attention", 0.0)
     features = {
         "floor": reading.floor_seconds,
-        "read": reading.step_seconds,
+        "read": reading.read_seconds,
         "products": products,
         "attention": attention,
-        "other": reading.step_seconds - products - attention - sent,
+        "other": reading.read_seconds - products - attention - sent,
         "communication": sent,
         "busy": sum(c.seconds for c in reading.collectives),
     }
@@ -151,6 +155,24 @@ def write_table(found: dict[str, dict[str, Any]]) -> None:
         writer.writerows(found[name] for name in ROWS if name in found)
 
 
+def write_constants(rows: list[dict[str, Any]]) -> None:
+    """What `qianyi compile` makes of a reading: the constants of the chosen estimator, and how far it was off on unseen rows."""
+    lines = [
+        "# Written by benchmarks/compiled_time.py: seconds of a step are work x (products + attention) + rest x all else that is read;",
+        "# error: the largest, either way, on runs that were left out of the fit.",
+    ]
+    for kind, of in kinds(rows).items():
+        work, rest = fitted(of, ESTIMATORS[CHOSEN])
+        off = left_out(of, ESTIMATORS[CHOSEN]).max()
+        lines.append(f"{PLATFORMS[kind]}: {{work: {work:.3f}, rest: {rest:.3f}, error: {off:.2f}, runs: {len(of)}}}")
+    CONSTANTS.write_text("\n".join(lines) + "\n")
+
+
+def kinds(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    both = {"TPU": [r for r in rows if "tpu" in r["chip"]], "GPU": [r for r in rows if "tpu" not in r["chip"]]}
+    return {kind: of for kind, of in both.items() if len(of) > 2}
+
+
 def page(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Tables in Markdown."""
     yield "| run | model | chips | published, s | plan | read from the program | its FLOPs at the peak |"
@@ -158,26 +180,28 @@ def page(rows: list[dict[str, Any]]) -> Iterator[str]:
     for r in rows:
         values = " | ".join(f"{r[k]:.3g} ({r[k] / r['published']:.2f})" for k in ("plan", "read", "floor"))
         yield f"| {r['id']} | {r['model']} | {r['chips']:.0f} {r['chip']} | {r['published']:.3g} | {values} |"
-    kinds = {"TPU": [r for r in rows if "tpu" in r["chip"]], "GPU": [r for r in rows if "tpu" not in r["chip"]]}
-    kinds = {kind: of for kind, of in kinds.items() if len(of) > 2}
+    groups = kinds(rows)
     yield ""
-    yield "| estimator | " + " | ".join(f"{kind}, {len(of)} runs: mean error | largest" for kind, of in kinds.items()) + " |"
-    yield "|---|" + "---:|---:|" * len(kinds)
+    yield "| estimator | " + " | ".join(f"{kind}, {len(of)} runs: mean error | largest" for kind, of in groups.items()) + " |"
+    yield "|---|" + "---:|---:|" * len(groups)
     for name, estimator in ESTIMATORS.items():
-        errors = [left_out(of, estimator) for of in kinds.values()]
+        errors = [left_out(of, estimator) for of in groups.values()]
         yield f"| {name} | " + " | ".join(f"{e.mean():.1%} | {e.max():.1%}" for e in errors) + " |"
 
 
 def left_out(rows: list[dict[str, Any]], estimator: Estimator) -> np.ndarray:
-    """Of each row the error of an estimate whose constants were fitted on the others, relative errors squared."""
-    terms = np.array([estimator(r) for r in rows])
-    published = np.array([r["published"] for r in rows])
+    """Of each row the error of an estimate whose constants were fitted on the others."""
     errors: list[float] = []
-    for i in range(len(rows)):
-        others = np.arange(len(rows)) != i
-        constants, _ = nnls(terms[others] / published[others, None], np.ones(others.sum()))
-        errors.append(abs(float(terms[i] @ constants) / published[i] - 1))
+    for i, row in enumerate(rows):
+        constants = fitted([*rows[:i], *rows[i + 1 :]], estimator)
+        errors.append(abs(float(np.array(estimator(row)) @ constants) / row["published"] - 1))
     return np.array(errors)
+
+
+def fitted(rows: list[dict[str, Any]], estimator: Estimator) -> np.ndarray:
+    """Constants, none below 0, with the least squares of relative errors."""
+    terms, published = np.array([estimator(r) for r in rows]), np.array([r["published"] for r in rows])
+    return nnls(terms / published[:, None], np.ones(len(rows)))[0]
 
 
 if __name__ == "__main__":

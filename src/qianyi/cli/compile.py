@@ -97,18 +97,18 @@ def describe(outcome: Outcome, found: dict[str, Any]) -> list[str]:
     ]
     if found["step_seconds"] is None:
         return [*lines, *_findings(found)]
-    flops, plan = found["flops"], found["plan"]
+    flops, plan, (low, high) = found["flops"], found["plan"], found["step_seconds_range"]
     lines += [
         f"  memory       arguments {_gb(found['argument_bytes'])}, temporary {_gb(found['temp_bytes'])}, peak {_gb(found['peak_bytes'])}; "
         f"the plan said {_gb(plan['memory_bytes'])} ({plan['memory_error']:+.0%})",
         f"  FLOPs        {flops['program'] / 1e15:.3g} PFLOP per device, {flops['program'] / flops['model']:.2f} of the model's; "
         f"recomputed {flops['recompute'] / flops['program']:.0%}",
-        f"  step         {found['step_seconds']:.3g} s read from the program (not measured), {plan['step_seconds']:.3g} s by the plan; "
-        f"at the chip's peak {found['floor_seconds']:.3g} s",
+        f"  step         {found['step_seconds']:.3g} s by the program ({low:.3g} to {high:.3g}; not measured), "
+        f"{plan['step_seconds']:.3g} s by the plan; at the chip's peak {found['floor_seconds']:.3g} s",
         f"  MFU          {found['mfu']:.1%} so read ({MFU_CONVENTION})",
         f"  compiled in  {found['compile_seconds']:.0f} s, {found['compiler_rss_bytes'] / 1e9:.1f} GB",
         "",
-        "Time of a step, s                program       plan",
+        "Time of a step as read, s        program       plan",
         *(f"  {term:28} {t['program']:9.3g}  {t['plan']:9.3g}" for term, t in plan["beside"].items()),
         "",
         "A device sends in a step",

@@ -1,10 +1,14 @@
 """A compiled step, read: memory, communication, products, time, and what is wrong with it."""
 
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any, NamedTuple
 
+import yaml
+
 from qianyi.compile.compilers import Compiled
-from qianyi.compile.costs import Pricing, pricing
+from qianyi.compile.costs import ATTENTION, PRODUCTS, Pricing, pricing
 from qianyi.compile.findings import Finding, findings
 from qianyi.compile.flops import Flops, count_flops
 from qianyi.compile.target import Target
@@ -70,11 +74,16 @@ class Reading:
     hbm_bytes: int
     fits: bool
     step_seconds: float
+    """What the reading comes to: its parts, weighed as published runs ask (`data/time.yaml`)."""
+    step_seconds_range: tuple[float, float]
+    """By the largest error on published runs that the weights had not seen."""
+    read_seconds: float
+    """The reading itself, the sum of `terms`."""
     floor_seconds: float
     """The program's FLOPs at the chip's peak: no program that multiplies so much is faster."""
     mfu: float
     terms: dict[str, float]
-    """Seconds by what they are spent on; their sum is the step."""
+    """Seconds by what they are spent on, as read."""
     flops: Flops
     collectives: tuple[SentOver, ...]
     buffers: tuple[Held, ...]
@@ -99,6 +108,9 @@ def read(compiled: Compiled, config: Config, target: Target) -> Reading:
     peak = replay(module)
     counted = count_flops(flops(module, busy.own_stage), config, target)
     sent = sent_over(priced, line, busy)
+    weights = time_weights()[target.platform]
+    work = line.terms[PRODUCTS] + line.terms[ATTENTION]
+    step = weights["work"] * work + weights["rest"] * (line.seconds - work)
     memory = compiled.memory
     block = memory["argument"] + memory["output"] - memory["alias"] + memory["temp"]
     needed = max(memory["peak_memory"], block) if target.platform == "cuda" else memory["peak_memory"]
@@ -111,9 +123,11 @@ def read(compiled: Compiled, config: Config, target: Target) -> Reading:
         host_bytes=memory["host_argument"] + memory["host_temp"],
         hbm_bytes=hbm,
         fits=needed <= hbm,
-        step_seconds=line.seconds,
+        step_seconds=step,
+        step_seconds_range=(step / (1 + weights["error"]), step * (1 + weights["error"])),
+        read_seconds=line.seconds,
         floor_seconds=counted.program / priced.machine.peak_flops,
-        mfu=counted.model / (line.seconds * priced.machine.peak_bf16_flops),
+        mfu=counted.model / (step * priced.machine.peak_bf16_flops),
         terms=dict(sorted(line.terms.items(), key=lambda term: -term[1])),
         flops=counted,
         collectives=sent,
@@ -121,6 +135,12 @@ def read(compiled: Compiled, config: Config, target: Target) -> Reading:
         replayed_bytes=peak.bytes,
         findings=tuple(findings(module, config, target, compiled, line, priced, counted)),
     )
+
+
+@cache
+def time_weights() -> dict[str, dict[str, float]]:
+    """By platform, from `data/time.yaml`."""
+    return yaml.safe_load((files("qianyi.compile.data") / "time.yaml").read_text())
 
 
 class Branches(NamedTuple):

@@ -12,9 +12,9 @@ from qianyi.data.stage import write_json, write_text
 
 TIME_NOTE = {
     "tpu": "The compiler's cycles for each operation of the schedule; attention and collectives as in the plan. Cycles are not a "
-    "measurement: published steps took 0.7 to 1.0 of what such readings say.",
+    "measurement (docs/accuracy.md).",
     "cuda": "A roofline over the schedule: every operation as long as its products or its bytes take at the chip's rates, whichever is "
-    "longer; attention and collectives as in the plan. Nothing is known of launches and clocks.",
+    "longer; attention and collectives as in the plan. Nothing is known of launches and clocks (docs/accuracy.md).",
 }
 
 
