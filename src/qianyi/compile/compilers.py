@@ -64,6 +64,11 @@ class Compiled:
     replicated: list[dict[str, Any]]
     """Arrays of the state that are the same on several devices: name, bytes of one device, axes along which they are."""
 
+    def needed_bytes(self, platform: str) -> int:
+        """What a device must have: on a TPU the peak; on a GPU, whose temporaries are one block, that with all else, if it is more."""
+        block = self.memory["argument"] + self.memory["output"] - self.memory["alias"] + self.memory["temp"]
+        return max(self.memory["peak_memory"], block) if platform == "cuda" else self.memory["peak_memory"]
+
 
 def compile_step(recipe: str, overrides: Sequence[str], target: Target, options: Mapping[str, Any] | None = None) -> Compiled:
     """Compiles the training step of a recipe for a target. `options`: of the compiler, in place of those of `qianyi.parallel.options`.

@@ -49,19 +49,19 @@ def findings(
 
 
 def _memory(compiled: Compiled, target: Target) -> Iterator[Finding]:
-    peak, hbm = compiled.memory["peak_memory"], target.hbm_bytes_per_device
+    needed, hbm = compiled.needed_bytes(target.platform), target.hbm_bytes_per_device
     chip = target.cluster.chip.name
-    if peak > hbm:
+    if needed > hbm:
         yield Finding(
             "error",
             "memory",
-            f"does not fit: {peak / 1e9:.1f} of {hbm / 1e9:.0f} GB per {chip}, {(peak - hbm) / 1e9:.1f} too many",
+            f"does not fit: {needed / 1e9:.1f} of {hbm / 1e9:.0f} GB per {chip}, {(needed - hbm) / 1e9:.1f} too many",
         )
-    elif peak > USABLE * hbm:
+    elif needed > USABLE * hbm:
         yield Finding(
             "warning",
             "memory",
-            f"{peak / hbm:.0%} of {chip}'s memory is in use, plans fill {USABLE:.0%}: drivers, communicators and fragments need the rest",
+            f"{needed / hbm:.0%} of {chip}'s memory is in use, plans fill {USABLE:.0%}: drivers, communicators and fragments need the rest",
         )
 
 

@@ -5,13 +5,13 @@ import math
 import resource
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental.topologies import get_topology_desc
 
+from qianyi.compile.fingerprint import PACKAGES, versions
 from qianyi.config.load import load
 from qianyi.errors import QianyiError
 from qianyi.parallel.mesh import make_mesh
@@ -22,7 +22,8 @@ from qianyi.train.step import make_train_step
 
 NO_TILES = "Couldn't find output tile sizes"
 """What XLA says of a product for which its kernels have no tiles. Where there is a GPU, it would have tried cuBLAS first."""
-VERSIONS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cuda-nvcc-cu12")
+ASSEMBLER = "nvidia-cuda-nvcc-cu12"
+"""The package of ptxas, which makes a GPU's code but not its schedule: reported, not compared."""
 
 
 def main(directory: Path) -> None:
@@ -58,7 +59,7 @@ def _compile(request: dict[str, Any], directory: Path, result: dict[str, Any]) -
         "memory": {name.removesuffix("_in_bytes").removesuffix("_size"): int(getattr(memory, name)) for name in names},
         "lower_seconds": lowered_at - begun,
         "compile_seconds": done - lowered_at,
-        "versions": _versions(),
+        "versions": versions((*PACKAGES, ASSEMBLER)),
         "compiler_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "device_kind": devices[0].device_kind,
         "options": options,
@@ -100,16 +101,6 @@ def absent_devices(target: dict[str, Any], description: str | None) -> Any:
         slices = {"num_slices": target["slices"]} if target["slices"] > 1 else {}
         return get_topology_desc(target["topology"], "tpu", **slices, **target["options"]).devices
     return get_topology_desc("gpu", "cuda", target_config=description, topology=target["topology"]).devices
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Reading:
     peak_bytes: int
     """When most is alive, by the compiler."""
     needed_bytes: int
-    """What a device must have: on a TPU the peak; on a GPU, whose temporaries are one block, also arguments, that block and new results."""
+    """What a device must have (`Compiled.needed_bytes`)."""
     host_bytes: int
     hbm_bytes: int
     fits: bool
@@ -112,8 +112,7 @@ def read(compiled: Compiled, config: Config, target: Target) -> Reading:
     work = line.terms[PRODUCTS] + line.terms[ATTENTION]
     step = weights["work"] * work + weights["rest"] * (line.seconds - work)
     memory = compiled.memory
-    block = memory["argument"] + memory["output"] - memory["alias"] + memory["temp"]
-    needed = max(memory["peak_memory"], block) if target.platform == "cuda" else memory["peak_memory"]
+    needed = compiled.needed_bytes(target.platform)
     hbm = target.hbm_bytes_per_device
     return Reading(
         argument_bytes=memory["argument"],

@@ -43,11 +43,10 @@ def write_report(outcome: Outcome, directory: Path) -> None:
 
 def sentence(outcome: Outcome) -> str:
     """The verdict."""
-    found = outcome.as_json()
-    peak, hbm, chip = found["peak_bytes"] / 1e9, found["hbm_bytes"] / 1e9, outcome.target.cluster.chip.name
+    needed, hbm, chip = outcome.result.needed_bytes / 1e9, outcome.result.hbm_bytes / 1e9, outcome.target.cluster.chip.name
     if outcome.fits:
-        return f"fits: {peak:.1f} of {hbm:.0f} GB per device of {chip}"
-    return f"does not fit: {peak:.1f} GB per device, {chip} has {hbm:.1f}; {peak - hbm:.1f} GB too many"
+        return f"fits: {needed:.1f} of {hbm:.0f} GB per device of {chip}"
+    return f"does not fit: {needed:.1f} GB per device, {chip} has {hbm:.1f}; {needed - hbm:.1f} GB too many"
 
 
 def command(outcome: Outcome) -> str:
