@@ -1,5 +1,8 @@
-"""bfloat16 parameters: rounding is right on average and the same on every layout; training goes on where nearest rounding stalls."""
+"""bfloat16 parameters and reductions: rounding is right on average and the same on every layout; training goes on where nearest rounding
+stalls."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,28 @@ def test_gradients_are_float32() -> None:
         reference = jax.jit(make_loss_and_gradients(wide))(same, batch)
     assert {a.dtype for a in jax.tree.leaves(ours.gradients)} == {jnp.dtype("float32")}
     assert compare_trees(jax.device_get(ours.gradients), jax.device_get(reference.gradients), 1e-2)[0].error <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "layout", [LayoutConfig(data=4, gather="layer"), LayoutConfig(data=4, zero=1), LayoutConfig(replica=2, data=2)], ids=str
+)
+def test_gradients_are_reduced_in_the_type_that_is_said(layout: LayoutConfig) -> None:
+    """Those of matrices, added over microbatches in float32; rounding to bfloat16 is all that differs."""
+    train: dict[str, Any] = {"accumulation": 2, "batch_size": 8}
+    config, wide = make_config(SMALL, layout, **train, reduce_dtype="bfloat16"), make_config(SMALL, layout, **train)
+    state, mesh = start(config)
+    with jax.set_mesh(mesh):
+        batch = place(host_batch(), config, mesh)
+        step = jax.jit(make_loss_and_gradients(config))
+        ours = step(state.params, batch)
+        reference = jax.jit(make_loss_and_gradients(wide))(state.params, batch)
+        text = step.lower(state.params, batch).as_text()
+    reductions = re.findall(r"stablehlo\.(?:reduce_scatter|all_reduce).*?\}\) : \(tensor<([^>]*)>\)", text, re.DOTALL)
+    large = [shape for shape in reductions if math.prod(map(int, re.findall(r"(\d+)x", shape))) >= SMALL.d_model**2]
+    assert large and all(shape.endswith("bf16") for shape in large)
+    assert {a.dtype for a in jax.tree.leaves(ours.gradients)} == {jnp.dtype("float32")}
+    error = compare_trees(jax.device_get(ours.gradients), jax.device_get(reference.gradients), 1e-2)[0].error
+    assert 1e-4 < error <= 2.0**-7
 
 
 def test_state_takes_what_is_said() -> None:

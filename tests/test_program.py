@@ -10,6 +10,7 @@ from compilers import compile_apart
 from models import LLAMA, make_config
 
 from qianyi.compile.compilers import Compiled
+from qianyi.compile.read import branches
 from qianyi.config.schema import Config, LayoutConfig
 from qianyi.parallel.mesh import make_mesh
 from qianyi.plan.build import model_numbers
@@ -154,17 +155,21 @@ def test_a_conditional_takes_the_heaviest_branch() -> None:
 
 
 def test_a_branch_that_is_sometimes_taken_runs_so_often() -> None:
-    """Of a conditional within a conditional, as often as the outer one is: the outer one decides."""
+    """One within another: as often as both are."""
     choice = "  %y = f32[8] conditional(%i, %x, %x, %x), branch_computations={%outer, %idle, %idle}"
     inner = "  %x = f32[8] parameter(0)\n  %zero = s32[] constant(0)\n" + choice.replace("%i,", "%zero,").replace(
         "outer", "heavy"
     )
     outer = "%outer (x: f32[8]) -> f32[8] {\n" + inner.replace("  %y", "  ROOT %y") + "\n}\n"
     module = program(round_it_goes("body"), BRANCHES + outer + loop("body", 6, "1", choice))
-    times = executions(module, sent_bytes, taken=0.25)
-    assert (times["body"], times["outer"], times["heavy"], times["idle"]) == (6, 1.5, 1.5, 0)
-    line = timeline(module, lambda op, _: Work(CORE, 2.0, op.opcode) if op.opcode == "all-reduce" else None, taken=0.25)
-    assert line.terms == {"all-reduce": 3.0}
+
+    def share(op: Op) -> float:
+        return 0.25 if op.name == "y" else 1.0
+
+    times = executions(module, sent_bytes, taken=share)
+    assert (times["body"], times["outer"], times["heavy"], times["idle"]) == (6, 1.5, 0.375, 0)
+    line = timeline(module, lambda op, _: Work(CORE, 2.0, op.opcode) if op.opcode == "all-reduce" else None, taken=share)
+    assert line.terms == {"all-reduce": 0.75}
 
 
 @pytest.mark.parametrize(
@@ -638,9 +643,9 @@ ATTENTION = {"cpu": (1 + 128 / SEQ, 2.5 * (1 + 128 / SEQ)), "h100:1x4": (1.0, 2.
 meet some; scores are made again for gradients, by the kernels of TPUs twice."""
 
 
-def small(on: str, remat: str = "none") -> Config:
+def small(on: str, remat: str = "none", layout: LayoutConfig = LAYOUT, **train: Any) -> Config:
     model = MODEL.model_copy(update={"dtype": "float32" if on == "cpu" else "bfloat16", "remat": remat})
-    return make_config(model, LAYOUT, seq_len=SEQ, batch_size=ROWS, loss_chunk_tokens=SEQ)
+    return make_config(model, layout, seq_len=SEQ, batch_size=ROWS, loss_chunk_tokens=SEQ, **train)
 
 
 def on_cpus(config: Config) -> Compiled:
@@ -696,3 +701,18 @@ def test_recomputed_layers_show() -> None:
     assert found["recompute"] == pytest.approx(forward + (once - 1) * attention - left_out, rel=0.01)
     assert found["forward"] == pytest.approx(forward + (once - 1) * attention, rel=0.01)
     assert found["backward"] == pytest.approx(2 * found["forward"], rel=0.01)  # whose scores are those made again
+
+
+def test_stages_that_run_again_show() -> None:
+    """Of a pipeline: its layers run forward once more, the head does not."""
+    config = small("cpu", layout=LayoutConfig(stage=2, data=2), accumulation=4)
+    found = dict.fromkeys(("forward", "recompute", "backward"), 0.0)
+    for product, times in flops(parse(on_cpus(config).text), branches(config).own_stage).items():
+        found[product.part] += product.flops * times
+    (forward, attention), (once, again) = needed(config), ATTENTION["cpu"]
+    head = 2 * config.model.d_model * config.model.vocab_size * ROWS * SEQ / config.layout.n_devices
+    layers = forward - head + (once - 1) * attention
+    # The last stage's only forward pass is the one before its backward pass.
+    assert found["forward"] == pytest.approx(layers / 2 + head, rel=0.01)
+    assert found["recompute"] == pytest.approx(layers, rel=0.02)  # less the last products, whose results nobody needs
+    assert found["backward"] == pytest.approx(2 * forward + (again - 2) * attention, rel=0.01)

@@ -18,7 +18,7 @@ class Flops:
     """By the convention of `qianyi.config.counts.MFU_CONVENTION`."""
     forward: float
     recompute: float
-    """Of forward passes that run again on the way back."""
+    """Of forward passes that run again on the way back; in a pipeline the only one of the last stage counts among them."""
     backward: float
     attention: float
     """Of these, in fused attention kernels."""

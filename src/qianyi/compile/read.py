@@ -1,5 +1,6 @@
 """A compiled step, read: memory, communication, products, time, and what is wrong with it."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,11 +14,13 @@ from qianyi.compile.findings import Finding, findings
 from qianyi.compile.flops import Flops, count_flops
 from qianyi.compile.target import Target
 from qianyi.config.schema import Config
+from qianyi.parallel.pipeline import BACKWARD, FORWARD, LOSS
 from qianyi.plan.build import precision_of
 from qianyi.program.collectives import SLICES, Sent, bytes_per_device, count_sent, crossed
 from qianyi.program.flops import flops
 from qianyi.program.hlo import Module, parse
 from qianyi.program.memory import Buffer, Peak, replay
+from qianyi.program.runs import Taken, always
 from qianyi.program.timeline import Timeline, timeline
 from qianyi.train.stages import schedule_of
 
@@ -143,19 +146,26 @@ def time_weights() -> dict[str, dict[str, float]]:
 
 
 class Branches(NamedTuple):
-    """How often, of all ticks of a pipeline, the branch that works is taken; 1 without a pipeline."""
+    """How often, of all times that it could, the work of a pipeline's tick is done."""
 
-    own_stage: float
-    """By a device."""
-    some_stage: float
+    own_stage: Taken
+    """By a device, on average."""
+    some_stage: Taken
     """By any: all wait for it."""
 
 
 def branches(config: Config) -> Branches:
     if config.layout.stage == 1:
-        return Branches(1.0, 1.0)
-    on = schedule_of(config).ticks.f_on
-    return Branches(float(on.mean()), float(on.any(axis=1).mean()))
+        return Branches(always, always)
+    ticks = schedule_of(config).ticks
+    forward, backward, loss = ticks.f_on, ticks.b_on, ticks.b_on * ticks.b_last
+
+    def shares(count: Callable[[Any], float]) -> Taken:
+        of = {FORWARD: count(forward) / count(forward**0), BACKWARD: count(backward) / count(backward**0)}
+        of[LOSS] = count(loss) / count(backward)
+        return lambda op: next((share for scope, share in of.items() if op.op_name.endswith(f"{scope}/cond")), 1.0)
+
+    return Branches(shares(lambda on: float(on.sum())), shares(lambda on: float(on.any(axis=1).sum())))
 
 
 def sent_over(priced: Pricing, line: Timeline, busy: Branches) -> tuple[SentOver, ...]:

@@ -162,6 +162,9 @@ class TrainConfig(Part):
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which matrices are stored; everything else of the state is float32. bfloat16: no float32 copy is kept, an update is rounded
     stochastically, so that what is too small for a step of bfloat16 is not lost (Gupta et al. 2015)."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which gradients of matrices travel between devices and are summed there; those of microbatches are added in float32
+    whatever it is. bfloat16 halves what is sent."""
     offload: Literal["none", "optimizer"] = "none"
     """What lies in the host's memory: the optimizer's state, which comes to the device for the update, one parameter's after the other."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0

@@ -109,7 +109,7 @@ def scatter_sequence(x: Array) -> Array:
 
 
 def unshard(w: Array, spec: P, dtype: Any, reduce: "Reduce") -> Array:
-    """A whole weight from its shards, cast before it travels; its gradient is reduced in float32 and sharded again. Where the weights
+    """A whole weight from its shards, cast before it travels; its gradient is reduced by `reduce` and sharded again. Where the weights
     differ, as those of pipeline stages do, their gradients are not combined."""
     own = _varying(w)
 
@@ -153,13 +153,13 @@ def whole(w: Array, spec: P, dtype: Any) -> Array:
     return full.astype(dtype)
 
 
-def reduce_gradient(gradient: Array, spec: P, own: Collection[str] = ()) -> Array:
+def reduce_gradient(gradient: Array, spec: P, own: Collection[str] = (), dtype: Any = jnp.float32) -> Array:
     """The gradient of a sharded weight from every device's gradient of the whole weight: float32, sharded as `spec`, and summed over all
-    axes but `own`."""
-    gradient = gradient.astype(jnp.float32)
+    axes but `own`, on the way in `dtype`."""
+    gradient = gradient.astype(dtype)
     for dim, axes in _sharded_dims(spec):
         gradient = reduce_scatter(gradient, axes, dim)
-    return sum_over(gradient, [a for a in AXES if a not in axes_of(spec) and a not in own])
+    return sum_over(gradient, [a for a in AXES if a not in axes_of(spec) and a not in own]).astype(jnp.float32)
 
 
 def reduce_amax(observed: Array, spec: P, own: Collection[str] = ()) -> Array:

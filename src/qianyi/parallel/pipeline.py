@@ -23,6 +23,9 @@ from qianyi.parallel.schedule import Schedule, Ticks
 
 Tree = Any
 
+FORWARD, BACKWARD, LOSS = "stage_forward", "stage_backward", "stage_loss"
+"""What the work of a tick is called in programs; the loss is the last stage's, within its backward pass."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -80,11 +83,13 @@ def pipeline_gradients(
             return _backward(parts, model, x, _at(batch, row.b_microbatch), row, gradients, sums)
 
         gradients = gradients.at[row.g_arrives].set(send(g_sent, "stage", -1))
-        y = lax.cond(row.f_on == 1, forward, lambda: nothing)
+        with jax.named_scope(FORWARD):
+            y = lax.cond(row.f_on == 1, forward, lambda: nothing)
         # Forward before backward: the activation then travels during the backward pass.
         y, gradients = lax.optimization_barrier((y, gradients))
         arrived = inputs.at[row.y_arrives].set(send(y, "stage", 1))
-        sums, g = lax.cond(row.b_on == 1, backward, lambda: (sums, nothing))
+        with jax.named_scope(BACKWARD):
+            sums, g = lax.cond(row.b_on == 1, backward, lambda: (sums, nothing))
         return (arrived, gradients, sums, g), None
 
     buffers = (_slots(nothing, schedule.input_slots), _slots(nothing, schedule.gradient_slots))
@@ -98,7 +103,12 @@ def pipeline_gradients(
 def _backward(parts: Parts, model: Model, x: Array, rows: Tree, row: Ticks, gradients: Array, sums: Any) -> tuple[Any, Array]:
     """Forward again, then backward; adds to the sums and returns the gradient of the stage's input."""
     reported, own_loss, outer, blocks = sums
-    (y, loss), pull = jax.vjp(lambda w, x: parts.layers(w, row.b_chunk, x, rows), _at(model.blocks, row.b_chunk), x)
+
+    @jax.named_scope("forward_again")  # by which `qianyi.program.flops` knows them
+    def chunk_layers(blocks: Tree, x: Array) -> tuple[Array, Array]:
+        return parts.layers(blocks, row.b_chunk, x, rows)
+
+    (y, loss), pull = jax.vjp(chunk_layers, _at(model.blocks, row.b_chunk), x)
 
     def from_loss() -> tuple[Array, Tree, Tree]:
         total, pull_head, report = jax.vjp(lambda w, y: parts.head(w, y, rows), model.outer, y, has_aux=True)
@@ -108,7 +118,8 @@ def _backward(parts: Parts, model: Model, x: Array, rows: Tree, row: Ticks, grad
     def from_next_stage() -> tuple[Array, Tree, Tree]:
         return gradients[row.b_gradient], outer, reported
 
-    g_y, outer, reported = lax.cond(row.b_last == 1, from_loss, from_next_stage)
+    with jax.named_scope(LOSS):
+        g_y, outer, reported = lax.cond(row.b_last == 1, from_loss, from_next_stage)
     g_blocks, g_x = pull((g_y, jnp.ones_like(loss)))
     blocks = jax.tree.map(lambda total, g: total.at[row.b_chunk].add(g.astype(total.dtype)), blocks, g_blocks)
 

@@ -162,7 +162,7 @@ def method_numbers(config: Config) -> Method:
         weight_bytes=HALF if half else FULL,
         gather_bytes=HALF if half else FULL,
         gradient_bytes=FULL,
-        reduce_bytes=FULL,
+        reduce_bytes=HALF if config.train.reduce_dtype == "bfloat16" else FULL,
         optimizer_bytes=0.0 if config.train.offload == "optimizer" else optimizer_bytes(config),
         eight_bit=0 if m.matmul == "native" else 1,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qianyi.program.hlo import Module, Op, parse, parse_shapes
-from qianyi.program.runs import executions
+from qianyi.program.runs import Taken, always, executions
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _OTHER_SENDERS = re.compile(r"ragged-all-to-all|collective-broadcast|send|recv")
@@ -79,7 +79,7 @@ def merge(programs: Iterable[list[Collective]]) -> list[Collective]:
     return sorted(total.values(), key=lambda c: -c.bytes_per_device)
 
 
-def count_sent(module: Module, taken: float = 1.0) -> Counter[Sent]:
+def count_sent(module: Module, taken: Taken = always) -> Counter[Sent]:
     """Every collective of a program and how often it runs (`taken`: see `executions`)."""
     counts = defaultdict[Sent, float](float)
     for name, times in executions(module, sent_bytes, taken).items():

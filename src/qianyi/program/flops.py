@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qianyi.program.hlo import Module, Op, Shape
-from qianyi.program.runs import executions
+from qianyi.program.runs import Taken, always, executions
 
 Pass = Literal["forward", "recompute", "backward"]
 _DIMS = re.compile(r"(lhs|rhs)_contracting_dims=\{([\d,]*)\}")
@@ -32,7 +32,7 @@ class Product:
     part: Pass
 
 
-def flops(module: Module, taken: float = 1.0) -> dict[Product, float]:
+def flops(module: Module, taken: Taken = always) -> dict[Product, float]:
     """Products of a step on one device, and how often each runs (`taken`: see `executions`)."""
     found = defaultdict[Product, float](float)
     for name, times in executions(module, lambda op: product_flops(module, op), taken).items():
@@ -44,10 +44,13 @@ def flops(module: Module, taken: float = 1.0) -> dict[Product, float]:
 
 
 def part(op: Op) -> Pass:
-    """Which pass an operation belongs to, by the names that JAX's transformations leave, and the loss, which makes its gradient at once."""
+    """Which pass an operation belongs to, by the names that JAX's transformations leave, the loss, which makes its gradient at once, and
+    pipelines, whose stages run forward again before they go backward."""
     if "rematted_computation" in op.op_name:
         return "recompute"
-    return "backward" if "transpose(" in op.op_name or "/gradient/" in op.op_name else "forward"
+    if "transpose(" in op.op_name or "/gradient/" in op.op_name:
+        return "backward"
+    return "recompute" if "forward_again" in op.op_name else "forward"
 
 
 def product_flops(module: Module, op: Op, table: Mapping[str, Op] | None = None) -> float:

@@ -8,14 +8,21 @@ from qianyi.program.hlo import Module, Op
 Weight = Callable[[Op], float]
 """What counts of an operation: bytes that it sends, FLOPs."""
 
+Taken = Callable[[Op], float]
+"""How often, of all times that it could, a conditional takes the branch that works."""
 
-def executions(module: Module, weight: Weight, taken: float = 1.0) -> dict[str, float]:
+
+def always(_: Op) -> float:
+    return 1.0
+
+
+def executions(module: Module, weight: Weight, taken: Taken = always) -> dict[str, float]:
     """Times that each computation runs, on average where branches are not always taken. Of a conditional the branch that weighs most runs.
 
     Args:
         module: the program.
         weight: what counts.
-        taken: how often, of all times that it could, a conditional that is in no other one takes that branch.
+        taken: how often conditionals take that branch.
 
     Raises:
         ValueError: something that weighs is in a loop of unknown length.
@@ -39,18 +46,18 @@ def executions(module: Module, weight: Weight, taken: float = 1.0) -> dict[str, 
         trips = module.trip_count(op, caller)
         return 1 if trips is None else trips
 
-    def run(name: str, n: float, taken: float) -> None:
+    def run(name: str, n: float) -> None:
         times[name] += n
         for op in module.computations[name]:
             if op.opcode == "conditional":
-                run(max(op.called, key=weigh), n * taken, 1.0)
+                run(max(op.called, key=weigh), n * taken(op))
             elif op.opcode == "while":
                 if module.trip_count(op, name) is None and weigh(op.body) > 0:
                     raise ValueError(f"a loop of unknown length: {op.name}")
-                run(op.body, n * _times_round(op, name), taken)
+                run(op.body, n * _times_round(op, name))
             else:
                 for called in op.called:
-                    run(called, n, taken)
+                    run(called, n)
 
-    run(module.entry, 1, taken)
+    run(module.entry, 1)
     return times

@@ -8,9 +8,11 @@ counts as often as it goes round, and of a conditional the longest branch.
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from qianyi.program.hlo import Module, Op
+from qianyi.program.runs import Taken, always
 
 CORE = "core"
 Terms = defaultdict[str, float]
@@ -39,24 +41,22 @@ class Timeline:
 
 Cost = Callable[[Op, dict[str, Op]], Work | None]
 """Work of an operation, with the table of its computation; None: nothing."""
-Runner = Callable[[str, float], Timeline]
+Runner = Callable[[str], Timeline]
 _BEGINS, _ENDS = "async-collective-start", "async-collective-done"
 """What TPUs call the fusions that begin and end a gather which those between carry on while they compute."""
 
 
-def timeline(module: Module, cost: Cost, taken: float = 1.0) -> Timeline:
-    """Of a module's entry (`taken`: how often a conditional that is in no other one takes its longest branch)."""
-    known: dict[tuple[str, float], Timeline] = {}
+def timeline(module: Module, cost: Cost, taken: Taken = always) -> Timeline:
+    """Of a module's entry; of branches the longest counts, as often as it is taken."""
 
-    def run(name: str, taken: float) -> Timeline:
-        if (name, taken) not in known:
-            known[name, taken] = _run(module, name, cost, taken, run)
-        return known[name, taken]
+    @cache
+    def run(name: str) -> Timeline:
+        return _run(module, name, cost, taken, run)
 
-    return run(module.entry, taken)
+    return run(module.entry)
 
 
-def _run(module: Module, name: str, cost: Cost, taken: float, run: Runner) -> Timeline:
+def _run(module: Module, name: str, cost: Cost, taken: Taken, run: Runner) -> Timeline:
     clock, table = 0.0, module.tables[name]
     terms, busy = Terms(float), Terms(float)
     free, ends = dict[str, float](), dict[str, tuple[float, str]]()
@@ -106,16 +106,16 @@ def ended(op: Op) -> str:
     return op.operands[0] if op.opcode.endswith("-done") else ""
 
 
-def _inner(module: Module, caller: str, op: Op, taken: float, run: Runner) -> Timeline | None:
+def _inner(module: Module, caller: str, op: Op, taken: Taken, run: Runner) -> Timeline | None:
     """The timeline of a loop, a conditional or a call."""
     match op.opcode:
         case "while":
             trips = module.trip_count(op, caller)
-            return _scaled(run(op.body, taken), 1 if trips is None else trips)
+            return _scaled(run(op.body), 1 if trips is None else trips)
         case "conditional":
-            return _scaled(max((run(name, 1.0) for name in op.called), key=lambda t: t.seconds), taken)
+            return _scaled(max((run(name) for name in op.called), key=lambda t: t.seconds), taken(op))
         case "call":
-            return _sum(run(name, taken) for name in op.called)
+            return _sum(run(name) for name in op.called)
         case _:
             return None
 

@@ -79,9 +79,9 @@ def _of_weights(config: Config) -> list[Sends]:
             travels = min(_compute_bytes(p, config), _stored_bytes(p, config))
             gathered += uses * whole * travels * (n - 1) / n if layout.zero == 3 else 0
             refreshed += whole * _stored_bytes(p, config) * (n - 1) / n if layout.zero < 3 else 0
-            scattered += reductions * whole * FLOAT32_BYTES * (n - 1) / n
+            scattered += reductions * whole * _reduced_bytes(p, config) * (n - 1) / n
         copies = math.prod(size for axis, size in config.layout.sizes.items() if axis not in axes_of(to))
-        reduced_bytes += reductions * 2 * shard * FLOAT32_BYTES * (copies - 1) / copies
+        reduced_bytes += reductions * 2 * shard * _reduced_bytes(p, config) * (copies - 1) / copies
     over = " x ".join(axis for axis in SHARDING_AXES if config.layout.sizes[axis] > 1)
     return [
         Sends("weights gathered", over, round(gathered)),
@@ -157,3 +157,7 @@ def _compute_bytes(p: Param, config: Config) -> int:
 
 def _stored_bytes(p: Param, config: Config) -> int:
     return 2 if p.kind == "matrix" and config.train.param_dtype == "bfloat16" else FLOAT32_BYTES
+
+
+def _reduced_bytes(p: Param, config: Config) -> int:
+    return 2 if p.kind == "matrix" and config.train.reduce_dtype == "bfloat16" else FLOAT32_BYTES

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -65,8 +66,8 @@ def make_gather(config: Config, already: Collection[str] = ()) -> Gather:
 
     def use(p: Param, dtype: Any, at: P, to: P, w: Array | Separate) -> Array:
         if isinstance(w, Separate):
-            return with_own_gradient(*w, at, to, dtype, reducer(p))
-        return unshard(w, at, dtype, reducer(p))
+            return with_own_gradient(*w, at, to, dtype, reducer(p, config))
+        return unshard(w, at, dtype, reducer(p, config))
 
     def gather(name: str, part: Tree) -> Tree:
         if name in already:
@@ -80,12 +81,14 @@ def make_gather(config: Config, already: Collection[str] = ()) -> Gather:
 def reduce_part(name: str, gradients: Tree, config: Config) -> Tree:
     """Each device's own gradients of a part of the model, reduced and sharded."""
     declared, to = model_params(config.model)[name], gradient_specs(config)[name]
-    return map_params(lambda p, g, spec: reducer(p)(g, spec, ()), declared, gradients, to)
+    return map_params(lambda p, g, spec: reducer(p, config)(g, spec, ()), declared, gradients, to)
 
 
-def reducer(p: Param) -> Reduce:
+def reducer(p: Param, config: Config) -> Reduce:
     """How devices' gradients of a parameter become one."""
-    return reduce_amax if p.kind == "amax" else reduce_gradient
+    if p.kind == "amax":
+        return reduce_amax
+    return partial(reduce_gradient, dtype=config.train.reduce_dtype if p.kind == "matrix" else "float32")
 
 
 def shard_shape(p: Param, spec: P) -> tuple[int, ...]:

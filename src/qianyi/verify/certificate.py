@@ -110,7 +110,7 @@ def certify(config: Config, layout: LayoutConfig, say: Callable[[str], None] = l
 def _exact(config: Config, layout: LayoutConfig) -> Config:
     """The recipe in float32 throughout."""
     model = config.model.model_copy(update={"dtype": "float32", "matmul": "native"})
-    train = config.train.model_copy(update={"param_dtype": "float32"})
+    train = config.train.model_copy(update={"param_dtype": "float32", "reduce_dtype": "float32"})
     return config.model_copy(update={"layout": layout, "model": model, "train": train})
 
 
@@ -118,7 +118,8 @@ def _precision(config: Config) -> str:
     """In words: `bfloat16`, `bfloat16 and fp8`."""
     parts = [config.model.dtype, *([config.model.matmul] if config.model.matmul != "native" else [])]
     stored = [f"{config.train.param_dtype} parameters"] if config.train.param_dtype != "float32" else []
-    return " and ".join([*parts, *stored])
+    reduced = [f"{config.train.reduce_dtype} reductions"] if config.train.reduce_dtype != "float32" else []
+    return " and ".join([*parts, *stored, *reduced])
 
 
 def _smooth_eps(config: Config, gradients: HostTree) -> float:
