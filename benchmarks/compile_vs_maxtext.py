@@ -53,6 +53,7 @@ CASES = {
             "train.accumulation=1",
             "train.batch_ramp=[]",
             "model.remat=full",
+            "train.reduce_dtype=bfloat16",
         ),
         (
             "model_name=gpt3-175b",
@@ -76,6 +77,7 @@ CASES = {
         (
             *("layout.data=64", "layout.model=1", "train.batch_size=256", "train.accumulation=1", "train.seq_len=4096"),
             "model.remat={query: keep, key: keep, value: keep, attn_proj: keep, mlp_out: keep}",
+            "train.reduce_dtype=bfloat16",
         ),
         (
             "model_name=llama2-70b",
@@ -94,7 +96,7 @@ CASES = {
         "llama3-405b",
         (
             *("layout.data=128", "layout.model=4", "layout.gather=layer", "train.batch_size=512", "train.batch_ramp=[]"),
-            *("train.accumulation=4", "model.remat=full"),
+            *("train.accumulation=4", "model.remat=full", "train.reduce_dtype=bfloat16"),
         ),
         (
             "model_name=llama3.1-405b",

@@ -115,9 +115,11 @@ class Pricing:
         shapes = op.shapes
         if len(shapes) < 2:
             return None
+        # Of slices what is cut out or put in; of a copy the two are the same.
+        arrays = [shape.stored_bytes for shape in shapes if shape.dims]
+        moved = min(arrays, default=0)
         if any(shape.space == HOST for shape in shapes):
-            return Work("host", shapes[0].stored_bytes / HOST_BYTES_PER_SECOND, TO_HOST)
-        moved = min(shape.stored_bytes for shape in shapes[:2])
+            return Work("host", moved / HOST_BYTES_PER_SECOND, TO_HOST)
         return Work("copy", moved / (self.machine.hbm_bytes_per_second * self.k.memory_efficiency), COPIES)
 
     def _attention_seconds(self, op: Op, table: dict[str, Op]) -> float:

@@ -13,6 +13,7 @@ from qianyi.config.schema import AXES, BATCH_AXES, Config, LayoutConfig, ModelCo
 from qianyi.errors import ConfigError, ResourceError
 
 ACTIVATIONS = (
+    "block_in",
     "attn_norm",
     "query",
     "key",
@@ -27,7 +28,8 @@ ACTIVATIONS = (
     "expert_tokens",
     "expert_out",
 )
-"""Activations of a block that `model.remat` may name."""
+"""Activations of a block that `model.remat` may name. `block_in` is what the block begins with, which is kept unless it is moved: all else
+can be computed from it."""
 MATMUL_ACTIVATIONS = ("query", "key", "value", "attn_out", "attn_proj", "mlp_up", "mlp_gate", "expert_tokens", "expert_out")
 """What `model.remat=matmuls` keeps: with these, the backward pass repeats no matmul, no attention and no all-to-all of experts."""
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
 from qianyi.config.schema import Config, ModelConfig
 from qianyi.model.attention import Look, Turn
@@ -52,7 +53,7 @@ def run_layers(
     """
 
     def layer(x: Array, part: tuple[Tree, Flags]) -> tuple[Array, Array]:
-        x, _, balance = block(x, gather(part[0]), m, looks(part[1].local), cross)
+        x, _, balance = block(checkpoint_name(x, "block_in"), gather(part[0]), m, looks(part[1].local), cross)
         return x, vary(balance, LOSS_AXES)
 
     def skip(x: Array, _: tuple[Tree, Flags]) -> tuple[Array, Array]:

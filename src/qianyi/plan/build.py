@@ -173,7 +173,7 @@ def preset_of(m: ModelConfig) -> str:
     if isinstance(m.remat, str):
         return m.remat
     kept = {name for name, what in m.remat.items() if what != "recompute"}
-    if kept >= set(ACTIVATIONS):
+    if kept >= set(ACTIVATIONS) - {"block_in"}:
         return "none"
     dense = set(MATMUL_ACTIVATIONS) - {"expert_tokens", "expert_out"}
     return "matmuls" if kept >= dense else "full"
