@@ -1,5 +1,6 @@
-"""Archives, read as they are: nothing is unpacked onto the disk, nothing in them is run. An archive in an archive is read, one in that is not.
+"""Archives, read as they are: nothing is unpacked onto the disk, nothing in them is run.
 
+An archive in an archive is read, one in that is not.
 Debian packages are `ar` archives (deb(5)) with a tar of the files in them.
 """
 
@@ -9,7 +10,6 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any, BinaryIO
 
 from qianyi.corpus.collect.formats import format_of, is_archive, read_stream
@@ -47,9 +47,8 @@ def read_archive(
             inner, data = _deb_data(raw)
             yield from _tar(decompressed(inner, data), origin, reading, wanted, depth)
         else:
-            with ExitStack() as stack:
-                short = name.lower().replace(".tgz", ".gz").replace(".tbz2", ".bz2").replace(".txz", ".xz")
-                yield from _tar(decompressed(short, raw), origin, reading, wanted, depth, stack)
+            short = name.lower().replace(".tgz", ".gz").replace(".tbz2", ".bz2").replace(".txz", ".xz")
+            yield from _tar(decompressed(short, raw), origin, reading, wanted, depth)
 
     return refusing(origin, read)
 
@@ -87,14 +86,14 @@ def _zip_entry(
         yield from _member(entry.filename, opened, where, reading, wanted, depth)  # type: ignore[arg-type]
 
 
-def _tar(stream: BinaryIO, origin: str, reading: Reading, wanted: Match, depth: int, stack: ExitStack | None = None) -> Results:
+def _tar(stream: BinaryIO, origin: str, reading: Reading, wanted: Match, depth: int) -> Results:
     try:
-        archive = tarfile.open(fileobj=stream, mode="r|")
+        archive = tarfile.open(fileobj=stream, mode="r|")  # noqa: SIM115 - closed below
     except tarfile.ReadError as error:
         raise Refusal("damaged", f"not a readable tar archive: {error}") from None
     with archive:
         for entry in archive:
-            archive.members = []  # which would grow by every entry
+            vars(archive)["members"] = []  # which would grow by every entry
             name = entry.name.removeprefix("./")
             if not entry.isfile() or not wanted(name):
                 continue

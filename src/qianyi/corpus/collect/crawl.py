@@ -1,7 +1,8 @@
-"""A polite crawler of one host: into WARC files that are then read as any others, so that a crawl can be kept, shown and read again.
+"""A polite crawler of one host: into a WARC file that is then read as any other, so that a crawl can be kept, shown and read again.
 
-It obeys robots.txt (RFC 9309, with its Crawl-delay), says who it is, makes one request at a time with a pause between, waits longer after errors
-and as long as Retry-After says, and stays within a host, a depth and a number of pages. Its state is a journal: a killed crawl goes on.
+It obeys robots.txt (RFC 9309, with its Crawl-delay), says who it is, makes one request at a time with a pause between, waits longer
+after errors and as long as Retry-After says, and stays within a host, a depth and a number of pages. Its state is a journal: a killed
+crawl goes on.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from resiliparse.parse.html import HTMLTree
+from resiliparse.parse.html import HTMLTree  # pyright: ignore[reportMissingModuleSource]
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
@@ -29,7 +30,10 @@ from qianyi.data.stage import Json
 from qianyi.errors import DataError
 
 AGENT = "qianyi"
-_HEADERS = {"User-Agent": f"{AGENT}/{__version__} (+text collector; obeys robots.txt)", "Accept": "text/html,text/plain;q=0.9,*/*;q=0.1"}
+_HEADERS = {
+    "User-Agent": f"{AGENT}/{__version__} (+text collector; obeys robots.txt)",
+    "Accept": "text/html,text/plain;q=0.9,*/*;q=0.1",
+}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _AGAIN = {429, 500, 502, 503, 504}
 
@@ -218,7 +222,7 @@ def _hrefs(body: bytes, kind: str) -> list[str]:
         tree = HTMLTree.parse(decode(body, charset[1] if charset else None)[0])
     except Refusal:
         return []
-    anchors = tree.document.query_selector_all("a[href]")
+    anchors = tree.document.query_selector_all("a[href]") if tree.document else []
     return [a.getattr("href") or "" for a in anchors if "nofollow" not in (a.getattr("rel") or "")]
 
 

@@ -37,9 +37,9 @@ READERS: dict[str, Reader] = {
     "poems": books.read_poems,
 }
 _SUFFIXES = {
-    ".txt": "text", ".text": "text", ".md": "text", ".markdown": "text", ".html": "html", ".htm": "html", ".xhtml": "html", ".rst": "rst",
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".warc": "warc", ".wet": "warc",
-    ".eml": "mail",
+    ".txt": "text", ".text": "text", ".md": "text", ".markdown": "text", ".html": "html", ".htm": "html", ".xhtml": "html",
+    ".rst": "rst", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+    ".warc": "warc", ".wet": "warc", ".eml": "mail",
 }  # fmt: skip
 _ARCHIVES = {".zip": "zip", ".whl": "zip", ".tar": "tar", ".tgz": "tar", ".tbz2": "tar", ".txz": "tar", ".deb": "deb"}
 _MANUAL = re.compile(r"\.[1-9](?:[a-z]{1,5}|pm)?$")
@@ -65,7 +65,9 @@ def read_stream(name: str, raw: BinaryIO, origin: str, reading: Reading) -> Resu
     def read() -> Results:
         kind = reading.format or format_of(name)
         if kind is None:
-            raise Refusal("unknown_kind", f"nothing says how to read it; known are {', '.join(_SUFFIXES)}: give the source a format")
+            raise Refusal(
+                "unknown_kind", f"nothing says how to read it; known are {', '.join(_SUFFIXES)}: give the source a format"
+            )
         stream = raw if kind == "warc" else decompressed(name, raw)  # records of a WARC are compressed one by one
         yield from READERS[kind](stream, origin, reading)
 

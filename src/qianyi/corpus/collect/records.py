@@ -63,7 +63,9 @@ def document_of(record: Any, origin: str, reading: Reading) -> Result:
     if isinstance(record, str):
         record = {reading.text_key: record}
     if not isinstance(record, dict):
-        return Refused(origin, "malformed", f"expected an object with a `{reading.text_key}` field, found {type(record).__name__}")
+        return Refused(
+            origin, "malformed", f"expected an object with a `{reading.text_key}` field, found {type(record).__name__}"
+        )
     text = record.get(reading.text_key)
     if not isinstance(text, str):
         known = ", ".join(map(str, list(record)[:20])) or "none"
@@ -143,7 +145,9 @@ def _texts(stream: BinaryIO, origin: str, reading: Reading, refused: list[Refuse
     encoding: str | None = None
     for number, line in enumerate(bounded_lines(stream, reading.max_document_bytes), 1):
         if line is None:
-            refused.append(Refused(f"{origin}:{number}", "too_large", f"a line of more than {reading.max_document_bytes:,} bytes"))
+            refused.append(
+                Refused(f"{origin}:{number}", "too_large", f"a line of more than {reading.max_document_bytes:,} bytes")
+            )
             continue
         try:
             text, used = decode(line, encoding)
@@ -155,18 +159,24 @@ def _texts(stream: BinaryIO, origin: str, reading: Reading, refused: list[Refuse
             yield text
 
 
-def read_parquet(stream: BinaryIO, origin: str, reading: Reading, row_groups: tuple[int, int] | None = None, first_row: int = 1) -> Results:
+def read_parquet(
+    stream: BinaryIO, origin: str, reading: Reading, row_groups: tuple[int, int] | None = None, first_row: int = 1
+) -> Results:
     """Rows of a table, or of some of its groups of rows: from `row_groups[0]` up to but without `row_groups[1]`."""
     with pq.ParquetFile(stream, pre_buffer=False) as table:
         names = table.schema_arrow.names
         if reading.text_key not in names:
-            raise Refusal("no_text", f"no column `{reading.text_key}`; there are {', '.join(names)}: name the one with the text as text_key")
+            raise Refusal(
+                "no_text", f"no column `{reading.text_key}`; there are {', '.join(names)}: name the one with the text as text_key"
+            )
         columns = [reading.text_key, *(key for key in reading.meta_keys if key in names and key != reading.text_key)]
         groups = list(range(*row_groups)) if row_groups else None
         row = first_row
         for batch in table.iter_batches(_ROWS, row_groups=groups, columns=columns):
             for record in _rows(batch):
-                yield document_of(record, f"{origin}#{row}", reading) if isinstance(record, dict) else record.of(f"{origin}#{row}")
+                yield (
+                    document_of(record, f"{origin}#{row}", reading) if isinstance(record, dict) else record.of(f"{origin}#{row}")
+                )
                 row += 1
 
 

@@ -1,4 +1,7 @@
-"""Sources elsewhere: object stores through fsspec, Hugging Face datasets through `datasets`. Both are extras, imported when they are named."""
+"""Sources elsewhere: object stores through fsspec, Hugging Face datasets through `datasets`.
+
+Both are extras, imported when they are named.
+"""
 
 import re
 from collections.abc import Iterator
@@ -49,7 +52,9 @@ def list_objects(url: str) -> list[Object]:
     objects: list[Object] = []
     for path, info in sorted(files.items()):
         name = path.removeprefix(top).lstrip("/") or path.rpartition("/")[2]
-        version = str(info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("mtime") or info.get("created") or "")
+        version = str(
+            info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("mtime") or info.get("created") or ""
+        )
         objects.append(Object(f"{scheme}://{path}", name, int(info.get("size") or 0), version))
     return objects
 

@@ -7,10 +7,11 @@ import re
 import unicodedata
 
 _SPECIAL = {
-    "aq": "'", "dq": '"', "rs": "\\", "em": "—", "en": "–", "hy": "-", "bu": "•", "co": "©", "rg": "®", "tm": "™", "lq": "“", "rq": "”", "oq": "‘",
-    "cq": "’", "ha": "^", "ti": "~", "ga": "`", "Fo": "«", "Fc": "»", "->": "→", "<-": "←", ">=": "≥", "<=": "≤", "!=": "≠", "mu": "×", "+-": "±",
-    "pl": "+", "mi": "-", "eq": "=", "sl": "/", "at": "@", "sh": "#", "Do": "$", "de": "°", "ss": "ß", "la": "⟨", "ra": "⟩", "ba": "|", "or": "|",
-    "lB": "[", "rB": "]", "lC": "{", "rC": "}", "if": "∞", "->>": "⇒", "mc": "µ", "12": "½", "14": "¼", "34": "¾", "sc": "§", "**": "*",
+    "aq": "'", "dq": "\"", "rs": "\\", "em": "—", "en": "–", "hy": "-", "bu": "•", "co": "©", "rg": "®", "tm": "™",
+    "lq": "“", "rq": "”", "oq": "‘", "cq": "’", "ha": "^", "ti": "~", "ga": "`", "Fo": "«", "Fc": "»", "->": "→", "<-": "←",
+    ">=": "≥", "<=": "≤", "!=": "≠", "mu": "×", "+-": "±", "pl": "+", "mi": "-", "eq": "=", "sl": "/", "at": "@", "sh": "#",
+    "Do": "$", "de": "°", "ss": "ß", "la": "⟨", "ra": "⟩", "ba": "|", "or": "|", "lB": "[", "rB": "]", "lC": "{", "rC": "}",
+    "if": "∞", "->>": "⇒", "mc": "µ", "12": "½", "14": "¼", "34": "¾", "sc": "§", "**": "*",
 }  # fmt: skip
 _ACCENT = {"'": "\u0301", "`": "\u0300", ":": "\u0308", "^": "\u0302", "~": "\u0303", ",": "\u0327"}
 _ESCAPE = re.compile(
@@ -21,17 +22,29 @@ _ESCAPE = re.compile(
     re.VERBOSE,
 )
 _STRINGS = {"Aq": "'", "lq": "“", "rq": "”", "R": "®", "Tm": "™", "L": "“"}
-_FONTS = frozenset("B I R SM SB".split())
-_ALTERNATING = frozenset("BI BR IB IR RB RI".split())
-_BREAKING = frozenset("PP P LP HP Pp br sp IP TP TQ It Bl El Bd Ed RS RE nf fi EX EE in Dl D1 SY YS Lp".split())
-_DROPPED = frozenset(
-    "TH Dd Os Dt Nd so de ds nr if ie el ad na hy nh ft ne ta ti ll pl ev po tr rm rn als cc ec eo fam ig am as fp lf mk rt ss cs vs ps ps1 UC PD DT AT "
-    "HP_ tm ex ab do nop_ de1 blm shc warn it wh ch hw hc nx po lg ul cu".split()
-)
-_MDOC_QUOTED = {"Dq": "“%s”", "Sq": "‘%s’", "Pq": "(%s)", "Bq": "[%s]", "Op": "[%s]", "Aq": "<%s>", "Ql": "‘%s’", "Qq": '"%s"', "Brq": "{%s}"}
-_MDOC_WORDS = frozenset(
-    "Nm Fl Ar Cm Pa Ic Xr Em Sy Li Va Vt Fa Fn Ft Fd Ev Er Dv In Lk Mt St Tn Ux Bx Fx Nx Ox No Ns Ap An At Cd Lb Ms Sx Rv Ex Pf Dq Sq Pq Bq Op Aq Ql Qq Brq "
-    "Oo Oc Ao Ac Do Dc So Sc Po Pc Bo Bc Fo Fc Xo Xc Qo Qc Eo Ec Rs Re Bk Ek Sm Nd".split()
+_FONTS = frozenset({"B", "I", "R", "SM", "SB"})
+_ALTERNATING = frozenset({"BI", "BR", "IB", "IR", "RB", "RI"})
+_MDOC_QUOTED = {
+    "Dq": "“%s”",
+    "Sq": "‘%s’",
+    "Pq": "(%s)",
+    "Bq": "[%s]",
+    "Op": "[%s]",
+    "Aq": "<%s>",
+    "Ql": "‘%s’",
+    "Qq": '"%s"',
+    "Brq": "{%s}",
+}
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_BREAKING = _words("PP P LP HP Pp br sp IP TP TQ It Bl El Bd Ed RS RE nf fi EX EE in Dl D1 SY YS Lp")
+_MDOC_WORDS = _words(
+    """Nm Fl Ar Cm Pa Ic Xr Em Sy Li Va Vt Fa Fn Ft Fd Ev Er Dv In Lk Mt St Tn Ux Bx Fx Nx Ox No Ns Ap An At Cd Lb Ms Sx Rv Ex Pf
+    Dq Sq Pq Bq Op Aq Ql Qq Brq Oo Oc Ao Ac Do Dc So Sc Po Pc Bo Bc Fo Fc Xo Xc Qo Qc Eo Ec Rs Re Bk Ek Sm Nd"""
 )
 
 
@@ -244,7 +257,19 @@ def _character(match: re.Match[str]) -> str:
     character = match["char"]
     if character is None:
         return ""
-    return {"-": "-", "e": "\\", "E": "\\", "\\": "\\", "~": " ", " ": " ", "0": " ", "t": "\t", "'": "'", "`": "`", ".": "."}.get(character, "")
+    return {
+        "-": "-",
+        "e": "\\",
+        "E": "\\",
+        "\\": "\\",
+        "~": " ",
+        " ": " ",
+        "0": " ",
+        "t": "\t",
+        "'": "'",
+        "`": "`",
+        ".": ".",
+    }.get(character, "")
 
 
 def _named(name: str) -> str:

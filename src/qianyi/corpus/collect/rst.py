@@ -6,9 +6,12 @@ _ADORNMENT = re.compile(r"^([=\-`:.'\"~^_*+#<>])\1{2,}\s*$")
 _COMMENT = re.compile(r"^(\s*)\.\. (?![\w-]+::|\[|_|\|)|^(\s*)\.\.\s*$")
 _DIRECTIVE = re.compile(r"^(\s*)\.\. (?:\|[^|]+\| )?([\w:-]+)::\s*(.*)$")
 _SILENT = frozenset(
-    "toctree index contents highlight highlightlang raw include literalinclude image figure only tabularcolumns kernel-doc module currentmodule moduleauthor "
-    "sectionauthor csv-table kernel-figure kernel-render kernel-abi kernel-feat meta default-role role".split()
-)
+    {
+        "toctree", "index", "contents", "highlight", "highlightlang", "raw", "include", "literalinclude", "image", "figure", "only",
+        "tabularcolumns", "kernel-doc", "module", "currentmodule", "moduleauthor", "sectionauthor", "csv-table", "kernel-figure",
+        "kernel-render", "kernel-abi", "kernel-feat", "meta", "default-role", "role",
+    }
+)  # fmt: skip
 """Directives whose arguments and content nobody reads as prose."""
 _INLINE = (
     (re.compile(r":[\w:+.-]+:`([^`<]*?)\s*<[^`>]*>`"), r"\1"),

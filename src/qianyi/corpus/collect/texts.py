@@ -5,7 +5,7 @@ import email.policy
 import html
 import re
 from collections.abc import Callable, Iterable, Iterator
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from typing import BinaryIO
 
 from qianyi.corpus.collect.decode import decode
@@ -155,7 +155,7 @@ def read_mail(stream: BinaryIO, origin: str, reading: Reading) -> Results:
     yield Found(origin, text, reading.meta_of(origin) | ({"title": subject} if subject else {}))
 
 
-def _body(part: EmailMessage) -> Iterator[str]:
+def _body(part: MIMEPart) -> Iterator[str]:
     payload = part.get_payload(decode=True)
     if not isinstance(payload, bytes):
         return
