@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from resiliparse.parse.html import HTMLTree  # pyright: ignore[reportMissingModuleSource]
+from resiliparse.parse.html import HTMLTree
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
@@ -213,7 +213,7 @@ def _store(warc: Any, url: str, status: int, headers: dict[str, str], body: byte
     coded = {"content-encoding", "transfer-encoding", "content-length"}  # the body is stored as it is after them
     kept = [(name, value) for name, value in headers.items() if name.lower() not in coded]
     http = StatusAndHeaders(f"{status} OK", [*kept, ("Content-Length", str(len(body)))], protocol="HTTP/1.1")
-    warc.write_record(warc.create_warc_record(url, "response", payload=io.BytesIO(body), http_headers=http))
+    warc.write_record(warc.create_warc_record(url, "response", payload=io.BytesIO(body), length=len(body), http_headers=http))
 
 
 def _hrefs(body: bytes, kind: str) -> list[str]:

@@ -7,7 +7,7 @@ byte pairs, but the wrong one gives rare characters.
 import codecs
 import re
 
-from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5  # pyright: ignore[reportMissingModuleSource]
 
 from qianyi.corpus.collect.found import HEAD_CHARACTERS, Refusal
 
@@ -32,12 +32,13 @@ _LEAST_FREQUENT_SHARE = 0.25
 _SAMPLE_BYTES = 1 << 16
 
 
-def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
+def decode(data: bytes, declared: str | None = None, before: str | None = None) -> tuple[str, str]:
     """The text of `data` and the name of its encoding.
 
     Args:
-        data: a whole document.
+        data: a whole document, or a line.
         declared: what a header or a tag says, which may be wrong.
+        before: how the lines before were encoded, which is right unless it cannot be.
 
     Raises:
         Refusal: it is binary, or no encoding fits.
@@ -45,14 +46,16 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
     for bom, encoding in _BOMS:
         if data.startswith(bom):
             return _strictly(data[len(bom) :], encoding), encoding
+    sample = data[:_SAMPLE_BYTES]
+    if is_binary(sample):
+        raise Refusal("binary", "the bytes are no text; convert it to text first")
     try:
         return data.decode(), "utf-8"
     except UnicodeDecodeError as error:
         broken = error
-    sample = data[:_SAMPLE_BYTES]
-    if is_binary(sample):
-        raise Refusal("binary", "the bytes are no text; convert it to text first")
-    if _nearly_utf8(data):
+    if before and before != "utf-8" and (text := _try(data, before)) is not None:
+        return text, before
+    if _nearly_utf8(data) or (broken.reason == "unexpected end of data" and broken.start > 2):
         raise _broken_utf8(data, broken)
     for encoding in _candidates(sample, declared):
         text = _try(data, encoding)
@@ -101,9 +104,10 @@ def _plausible(text: str, encoding: str) -> bool:
     beyond = [c for c in text[:_SAMPLE_BYTES] if c > "\x7f"]
     if encoding in {"gb18030", "big5hkscs"}:
         return bool(beyond) and sum(c in _FREQUENT for c in beyond) / len(beyond) >= _LEAST_FREQUENT_SHARE
+    if encoding == "cp1252":  # nearly every byte is a character of it: in words, such letters stand alone, and there are few signs
+        letters = sum(c.isalpha() or c in "«»“”‘’–—…°§©®€£·¡¿\u00a0" for c in beyond)
+        return (letters == len(beyond) or len(beyond) < len(text) / 50) and not re.search(r"[^\W\d_a-zA-Z]{3}", text[:_SAMPLE_BYTES])
     letters = sum(c.isalpha() or c in "«»“”‘’–—…°§©®€£·¡¿\u00a0" for c in beyond)
-    if encoding == "cp1252":  # every byte is a character of it: only words in which such a letter stands alone are Latin
-        return letters == len(beyond) and not re.search(r"[^\W\d_a-zA-Z]{3}", text[:_SAMPLE_BYTES])
     return letters >= 0.9 * len(beyond)
 
 

@@ -4,7 +4,7 @@ import re
 from typing import BinaryIO
 
 from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingModuleSource]
-from resiliparse.parse.html import HTMLTree  # pyright: ignore[reportMissingModuleSource]
+from resiliparse.parse.html import HTMLTree
 
 from qianyi.corpus.collect.decode import decode
 from qianyi.corpus.collect.found import Found, Reading, Refusal, Results

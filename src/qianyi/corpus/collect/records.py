@@ -45,7 +45,7 @@ def _parse(line: bytes, encoding: str | None) -> tuple[Any, str | None]:
     try:
         return orjson.loads(line), encoding
     except orjson.JSONDecodeError:
-        text, used = decode(line, encoding)
+        text, used = decode(line, before=encoding)
         return _json(text), used  # which reads NaN and escaped halves of pairs too, and says where it breaks
 
 
@@ -150,7 +150,7 @@ def _texts(stream: BinaryIO, origin: str, reading: Reading, refused: list[Refuse
             )
             continue
         try:
-            text, used = decode(line, encoding)
+            text, used = decode(line, before=encoding)
         except Refusal as refusal:
             refused.append(refusal.of(f"{origin}:{number}"))
             continue

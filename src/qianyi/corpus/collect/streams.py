@@ -18,7 +18,7 @@ _CHUNK_BYTES = 1 << 20
 def open_input(path: str) -> BinaryIO:
     """A local file, or an object of a store (`s3://...`), which needs fsspec."""
     if "://" not in path:
-        return open(path, "rb")  # noqa: PTH123 - whoever asked closes it
+        return open(path, "rb", buffering=_CHUNK_BYTES)  # noqa: PTH123 - whoever asked closes it
     from qianyi.corpus.collect.remote import open_object  # noqa: PLC0415 - an extra
 
     return open_object(path)

@@ -61,7 +61,7 @@ def _lines(stream: BinaryIO, origin: str, reading: Reading) -> Iterator[tuple[in
             yield Refused(where, "too_large", f"a line of more than {reading.max_document_bytes:,} bytes")
             continue
         try:
-            text, used = decode(line, encoding)
+            text, used = decode(line, before=encoding)
         except Refusal as refusal:
             yield refusal.of(where)
             continue
