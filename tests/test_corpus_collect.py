@@ -213,7 +213,9 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_the_table_of_corpora_can_be_read() -> None:
-    sources = sources_of([parse_source("corpus:all"), *(parse_source(f"corpus:{n}") for n, e in corpora().items() if e.get("research_only"))])
+    sources = sources_of(
+        [parse_source("corpus:all"), *(parse_source(f"corpus:{n}") for n, e in corpora().items() if e.get("research_only"))]
+    )
     assert {source.name for source in sources} == set(corpora())
     assert all(source.settings.licence and source.packages for source in sources)
     assert not {n for n in corpus_names("all") if corpora()[n].get("research_only")}

@@ -125,7 +125,16 @@ def test_with_strict_the_first_is_an_error(tmp_path: Path) -> None:
 
 
 def bad_lines(p: Path) -> Path:
-    lines = [b'{"text": "a"}', b'{"text": ', b"3", b'{"body": "x"}', b'{"text": 3}', b'{"text": " "}', b'{"text": "\\ud800"}', b'{"text": "z"}']
+    lines = [
+        b'{"text": "a"}',
+        b'{"text": ',
+        b"3",
+        b'{"body": "x"}',
+        b'{"text": 3}',
+        b'{"text": " "}',
+        b'{"text": "\\ud800"}',
+        b'{"text": "z"}',
+    ]
     (p / "x.jsonl").write_bytes(b"\n".join(lines))
     return p / "x.jsonl"
 

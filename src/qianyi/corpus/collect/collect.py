@@ -19,6 +19,7 @@ from qianyi.corpus.collect.streams import open_input, refusing
 from qianyi.corpus.document import document_batch
 from qianyi.corpus.parts import Options, Writer, run_parts
 from qianyi.data.stage import Json
+from qianyi.errors import DataError
 
 _BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2_000_000, 2048
 
@@ -44,11 +45,20 @@ def collect(settings: CollectSettings, out: Path, options: Options | None = None
         DataError: a source is not there or not to be had, `out` cannot be written, nothing is left; with `strict`, any refusal.
         ResourceError: the disk is full.
     """
-    plan = plan_sources(sources_of(settings.sources), cache_directory(settings.cache))
+    options = options or Options()
+    sources = sources_of(settings.sources)
+    plan = plan_sources(sources, cache_directory(settings.cache))
     described: Json = {"sources": [source.model_dump(mode="json") for source in settings.sources]}
     if plan.identities:
         described["remote"] = plan.identities
-    return run_parts(out, "collect", described, plan.units, collect_unit, plan.inputs, options or Options())
+    manifest = run_parts(out, "collect", described, plan.units, collect_unit, plan.inputs, options)
+    for source in sources:
+        if source.name not in manifest["sources"] and source.name not in options.allow:
+            raise DataError(
+                f"{source.path}: nothing came out of it, nor was anything dropped: see its `files` and `skip`; if it may be empty, "
+                f"run again with --allow {source.name}"
+            )
+    return manifest
 
 
 def cache_directory(given: str | None) -> Path:

@@ -52,7 +52,7 @@ def decode(data: bytes, declared: str | None = None, before: str | None = None) 
     try:
         return data.decode(), "utf-8"
     except UnicodeDecodeError as error:
-        broken = error
+        broken = error.with_traceback(None)  # which would hold the frames of all callers, and what they hold, in a cycle
     if before and before != "utf-8" and (text := _try(data, before)) is not None:
         return text, before
     if _nearly_utf8(data) or (broken.reason == "unexpected end of data" and broken.start > 2):
@@ -104,9 +104,13 @@ def _plausible(text: str, encoding: str) -> bool:
     beyond = [c for c in text[:_SAMPLE_BYTES] if c > "\x7f"]
     if encoding in {"gb18030", "big5hkscs"}:
         return bool(beyond) and sum(c in _FREQUENT for c in beyond) / len(beyond) >= _LEAST_FREQUENT_SHARE
-    if encoding == "cp1252":  # nearly every byte is a character of it: in words, such letters stand alone, and there are few signs
+    if (
+        encoding == "cp1252"
+    ):  # nearly every byte is a character of it: in words, such letters stand alone, and there are few signs
         letters = sum(c.isalpha() or c in "«»“”‘’–—…°§©®€£·¡¿\u00a0" for c in beyond)
-        return (letters == len(beyond) or len(beyond) < len(text) / 50) and not re.search(r"[^\W\d_a-zA-Z]{3}", text[:_SAMPLE_BYTES])
+        return (letters == len(beyond) or len(beyond) < len(text) / 50) and not re.search(
+            r"[^\W\d_a-zA-Z]{3}", text[:_SAMPLE_BYTES]
+        )
     letters = sum(c.isalpha() or c in "«»“”‘’–—…°§©®€£·¡¿\u00a0" for c in beyond)
     return letters >= 0.9 * len(beyond)
 

@@ -65,6 +65,8 @@ class _Page:
         self.in_table = False
         self.format_rows = False
         self.skip_until: str | None = None
+        self.skipped_blocks = 0
+        self.last_condition = self.else_shows = False
 
     def convert(self, source: str) -> tuple[str, str | None]:
         for line in re.sub(r"\\\n", "", source).split("\n"):
@@ -74,9 +76,13 @@ class _Page:
         return re.sub(r"\n{3,}", "\n\n", text).strip(), self.title
 
     def _take(self, line: str) -> None:
-        if self.skip_until is not None:
-            if line.startswith(self.skip_until):
+        if self.skipped_blocks:
+            self.skipped_blocks = max(0, self.skipped_blocks + line.count("\\{") - line.count("\\}"))
+        elif self.skip_until is not None:
+            if re.sub(r"^\.\s+", ".", line).startswith(self.skip_until):
                 self.skip_until = None
+        elif re.fullmatch(r"\.?\s*\\\}", line):
+            return
         elif line.startswith((".", "'")) and not re.match(r"'[^.\\a-zA-Z\s]", line):
             self._macro(line[1:].strip())
         elif self.in_table:
@@ -111,7 +117,9 @@ class _Page:
         line = re.sub(r'(^|\s)\\".*$', "", line)
         name, _, rest = line.partition(" ")
         rest = rest.strip()
-        if name in {"TH", "Dt"}:
+        if name in {"if", "ie", "el"}:
+            self._condition(name, rest)
+        elif name in {"TH", "Dt"}:
             words = arguments(rest)
             self.title = f"{words[0].lower()}({words[1]})" if len(words) > 1 else None
         elif name in {"SH", "SS", "Sh", "Ss"}:
@@ -129,6 +137,16 @@ class _Page:
             self._breaking(name, rest)
         else:
             self._inline(name, rest)
+
+    def _condition(self, name: str, rest: str) -> None:
+        """What is shown on a terminal (`n`, `!t`) is text; other conditions are about fonts and versions."""
+        condition, _, body = rest.partition(" ") if name != "el" else ("", "", rest)
+        holds = condition in {"n", "!t"} if name != "el" else self.last_condition is False and self.else_shows
+        self.last_condition, self.else_shows = holds, name == "ie" and condition == "t"
+        if not holds:
+            self.skipped_blocks = max(0, rest.count("\\{") - rest.count("\\}"))
+        elif body.strip() not in {"", "\\{"}:
+            self._take(body.strip().removeprefix("\\{"))
 
     def _heading(self, rest: str) -> None:
         self._break(blank=True)

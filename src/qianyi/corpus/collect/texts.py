@@ -17,7 +17,7 @@ from qianyi.corpus.collect.streams import bounded_lines, read_all
 _GROUP_CHARACTERS = 4000
 """Of entries that are too short to be documents each."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-_TAG = re.compile(r"/[A-Za-z.,:;()'`$*+-]+$")
+_TAG = re.compile(r"/[A-Za-z.,:;()'`$*+-]+(\][A-Za-z]+)?$")
 _SENTENCE_END = re.compile(r"[。！？：；”’」』）…—]$")
 
 
