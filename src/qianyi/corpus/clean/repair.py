@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import regex
 
 from qianyi.corpus.kernels import damage as dm
-from qianyi.corpus.kernels.damage import damage
+from qianyi.corpus.kernels.damage import damage, narrow
 
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 # The zero-width joiners belong to Arabic, Indic scripts and emoji; between Latin letters, digits and ideographs they are litter.
@@ -22,8 +22,6 @@ _INVISIBLE = regex.compile(
     r"(?!\t|\n)[\p{Cc}\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff]"
     r"|(?<![\p{Arabic}\p{M}\p{So}\p{Sk}\ufe0f])[\u200c\u200d]|[\u200c\u200d](?![\p{L}\p{So}\p{Sm}])"
 )
-_LETTERS = {point: point - 0xFEE0 for point in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
-_ALL_WIDE = {point: point - 0xFEE0 for point in range(0xFF01, 0xFF5F)}
 _ONE_BYTE = re.compile("[\x00-\x09\x0b-\xff€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]*[\x80-\xff][\x00-\x09\x0b-\xff€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]*")
 _HAN_LINE = re.compile("[^\n]*[\u4e00-\u9fff]{2}[^\n]*")
 MIN_COMMON = 0.7
@@ -64,7 +62,7 @@ def repair_text(text: str, found: int) -> str:
     if found & dm.COMPOSITION:
         text = unicodedata.normalize("NFC", text)
     if found & dm.FULL_WIDTH:
-        text = text.translate(_LETTERS if found & dm.CJK else _ALL_WIDE)
+        text = narrow(text, signs=not found & dm.CJK)
     return text
 
 

@@ -92,3 +92,29 @@ def _scan(data: Bytes, offsets: Offsets, table: NDArray[np.uint16], found: NDArr
         if seen & _WIDE_SIGN and not seen & CJK:
             seen |= FULL_WIDTH
         found[d] = seen & 63
+
+
+def narrow(text: str, *, signs: bool) -> str:
+    """Full-width letters and digits as ASCII; with `signs` full-width punctuation too."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    out = np.empty(len(data), np.uint8)
+    return out[: _narrow(data, signs, out)].tobytes().decode()
+
+
+@njit(cache=True, nogil=True)
+def _narrow(data: Bytes, signs: bool, out: Bytes) -> int:
+    """Copy; U+FF01 to U+FF5E are 0xEF 0xBC or 0xBD and one byte. Returns how many bytes came out."""
+    i, n, end = 0, 0, len(data)
+    while i < end:
+        point, width = decode(data, i, end)
+        plain = point - 0xFEE0
+        letter = 0x30 <= plain <= 0x39 or 0x41 <= plain <= 0x5A or 0x61 <= plain <= 0x7A
+        if letter or (signs and 0x21 <= plain <= 0x7E):
+            out[n] = plain
+            n += 1
+        else:
+            for k in range(width):
+                out[n + k] = data[i + k]
+            n += width
+        i += width
+    return n

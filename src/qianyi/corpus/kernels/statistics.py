@@ -73,12 +73,12 @@ def statistics(texts: Strings, simplified: str, traditional: str) -> pa.RecordBa
 @njit(cache=True, nogil=True)
 def _measure(data: Bytes, offsets: Offsets, classes: Bytes, marks: Bytes, han: Bytes, lexicon: Lexicon, out: Row) -> None:
     """Fill out, [documents, len(NAMES)]."""
-    words, grams, table = np.empty(16, np.uint64), np.empty(16, np.uint64), np.empty(16, np.uint64)
-    word_chars, places, slots = np.empty(16, np.int32), np.empty(16, np.int32), np.empty(16, np.int32)
-    word_flags, later = np.empty(16, np.uint8), np.empty(16, np.bool_)
-    counts, ends = np.empty(16, np.int32), np.empty(17, np.int64)
-    lines, line_flags = np.empty(16, np.uint64), np.empty(16, np.uint8)
-    line_chars, line_words, line_paragraph = np.empty(16, np.int32), np.empty(16, np.int32), np.empty(16, np.int32)
+    words, grams, table = np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.uint64)
+    word_chars, places, slots = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32)
+    word_flags, later = np.empty(0, np.uint8), np.empty(0, np.bool_)
+    counts, ends = np.empty(0, np.int32), np.empty(0, np.int64)
+    lines, line_flags = np.empty(0, np.uint64), np.empty(0, np.uint8)
+    line_chars, line_words, line_paragraph = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32)
     special, repeats = np.empty(N_COUNTS, np.int64), np.empty(MAX_N + 1, np.int64)
     for d in range(len(offsets) - 1):
         start, end = offsets[d], offsets[d + 1]

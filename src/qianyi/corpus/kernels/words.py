@@ -44,7 +44,8 @@ _PRIME = np.uint64(0xD6E8FEB86659FD93)
 @njit(cache=True, nogil=True, inline="always")
 def mix(h: int, value: int) -> int:
     """A 64-bit hash of a sequence, one value further."""
-    h = (np.uint64(h) ^ np.uint64(value)) * _PRIME
+    h = np.uint64(h)
+    h = ((h << np.uint64(5) | h >> np.uint64(59)) ^ np.uint64(value)) * _PRIME  # turned, so that a, b is not b, a
     return h ^ (h >> np.uint64(32))
 
 
