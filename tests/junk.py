@@ -5,17 +5,91 @@ import random
 from collections.abc import Callable
 
 _WORDS_EN = (
-    "cheap shoes nike discount viagra pills casino bonus poker online loans credit insurance replica watches handbags louis vuitton free "
-    "download mp3 movies torrent seo backlinks traffic hosting dating singles hotel flights weight loss diet crypto forex broker"
-).split()
+    *(
+        "cheap",
+        "shoes",
+        "nike",
+        "discount",
+        "viagra",
+        "pills",
+        "casino",
+        "bonus",
+        "poker",
+        "online",
+        "loans",
+        "credit",
+        "insurance",
+    ),
+    *("replica", "watches", "handbags", "free", "download", "mp3", "movies", "torrent", "seo", "backlinks", "traffic", "hosting"),
+    *("dating", "singles", "hotel", "flights", "weight", "loss", "diet", "crypto", "forex", "broker"),
+)
 _WORDS_ZH = (
-    "减肥 瘦身 美容 代办 发票 贷款 信用卡 套现 彩票 博彩 棋牌 游戏币 私服 外挂 代练 手机 批发 厂家 直销 加盟 招商 优惠 折扣 团购 包邮 正品 代购 "
-    "奢侈品 高仿 手表 包包 整形 医院 男科 妇科 不孕 癌症 偏方 秘方 祖传 风水 算命"
-).split()
-_MENU_EN = "Home|About us|Products|Services|News|Blog|Contact|Login|Sign up|Cart|Checkout|Terms of use|Privacy policy|Cookie policy|Sitemap|FAQ|Help|Careers"
-_MENU_ZH = "首页|关于我们|产品中心|新闻动态|成功案例|联系我们|在线留言|友情链接|网站地图|设为首页|加入收藏|用户登录|免费注册|购物车|帮助中心|版权所有|返回首页|下一篇|上一篇"
-_SPAM_EN = ("Buy {} online now! Best {} at lowest price! ", "Click here for {} >>> ", "{} {} {} 100% FREE!!! ", "Order {} today $$$ http://{}.example.com ")
-_SPAM_ZH = ("{}哪家好？{}多少钱？", "专业{}，加微信xx88888！！！", "【{}】{}特价优惠，点击查看→http://{}.example.com ", "{}请联系QQ123456789，{}24小时服务！")
+    *("减肥", "瘦身", "美容", "代办", "发票", "贷款", "信用卡", "套现", "彩票", "博彩", "棋牌", "游戏币", "私服", "外挂", "代练"),
+    *(
+        "手机",
+        "批发",
+        "厂家",
+        "直销",
+        "加盟",
+        "招商",
+        "优惠",
+        "折扣",
+        "团购",
+        "包邮",
+        "正品",
+        "代购",
+        "奢侈品",
+        "高仿",
+        "手表",
+        "包包",
+    ),
+    *("整形", "医院", "男科", "妇科", "不孕", "癌症", "偏方", "秘方", "祖传", "风水", "算命"),
+)
+_MENU_EN = (
+    *(
+        "Home",
+        "About us",
+        "Products",
+        "Services",
+        "News",
+        "Blog",
+        "Contact",
+        "Login",
+        "Sign up",
+        "Cart",
+        "Checkout",
+        "Terms of use",
+    ),
+    *("Privacy policy", "Cookie policy", "Sitemap", "FAQ", "Help", "Careers"),
+)
+_MENU_ZH = (
+    *(
+        "首页",
+        "关于我们",
+        "产品中心",
+        "新闻动态",
+        "成功案例",
+        "联系我们",
+        "在线留言",
+        "友情链接",
+        "网站地图",
+        "设为首页",
+        "加入收藏",
+    ),
+    *("用户登录", "免费注册", "购物车", "帮助中心", "版权所有", "返回首页", "下一篇", "上一篇"),
+)
+_SPAM_EN = (
+    "Buy {} online now! Best {} at lowest price! ",
+    "Click here for {} >>> ",
+    "{} {} {} 100% FREE!!! ",
+    "Order {} today $$$ http://{}.example.com ",
+)
+_SPAM_ZH = (
+    "{}哪家好？{}多少钱？",
+    "专业{}，加微信xx88888！！！",
+    "【{}】{}特价优惠，点击查看→http://{}.example.com ",
+    "{}请联系QQ123456789，{}24小时服务！",
+)
 
 
 def _keywords_en(r: random.Random) -> str:
@@ -37,14 +111,14 @@ def _lines_zh(r: random.Random) -> str:
 
 
 def _menu_en(r: random.Random) -> str:
-    return "\n".join(r.choices(_MENU_EN.split("|"), k=60)) + "\nCopyright 2024 All rights reserved."
+    return "\n".join(r.choices(_MENU_EN, k=60)) + "\nCopyright 2024 All rights reserved."
 
 
 def _menu_zh(r: random.Random) -> str:
-    return r.choice("\n |").join(r.choices(_MENU_ZH.split("|"), k=60)) + "\nCopyright 2024 版权所有"
+    return r.choice("\n |").join(r.choices(_MENU_ZH, k=60)) + "\nCopyright 2024 版权所有"
 
 
-def _spam(r: random.Random, forms: tuple[str, ...], words: list[str]) -> str:
+def _spam(r: random.Random, forms: tuple[str, ...], words: tuple[str, ...]) -> str:
     lines = (r.choice(forms).format(*r.choices(words, k=3)) for _ in range(60))
     return "".join(line + r.choice(("", "\n")) for line in lines)
 
@@ -70,7 +144,21 @@ def _numbers(r: random.Random) -> str:
 
 
 def _lorem(r: random.Random) -> str:
-    words = "lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod tempor incididunt ut labore et dolore magna aliqua".split()
+    words = (
+        "dolor",
+        "sit",
+        "amet",
+        "consectetur",
+        "adipiscing",
+        "elit",
+        "sed",
+        "do",
+        "eiusmod",
+        "tempor",
+        "incididunt",
+        "ut",
+        "labore",
+    )
     return "Lorem ipsum dolor sit amet. " + " ".join(r.choices(words, k=200)) + "."
 
 

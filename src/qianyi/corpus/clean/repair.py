@@ -7,13 +7,13 @@ import re
 import unicodedata
 
 import ftfy
-import ftfy.bad_codecs  # its codec of Windows-1252 takes every byte  # noqa: F401
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import regex
+from numpy.typing import NDArray
 
 from qianyi.corpus.kernels import damage as dm
+from qianyi.corpus.kernels.buffers import replaced
 from qianyi.corpus.kernels.damage import damage, narrow
 
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
@@ -22,31 +22,30 @@ _INVISIBLE = regex.compile(
     r"(?!\t|\n)[\p{Cc}\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff]"
     r"|(?<![\p{Arabic}\p{M}\p{So}\p{Sk}\ufe0f])[\u200c\u200d]|[\u200c\u200d](?![\p{L}\p{So}\p{Sm}])"
 )
-_ONE_BYTE = re.compile("[\x00-\x09\x0b-\xff€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]*[\x80-\xff][\x00-\x09\x0b-\xff€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]*")
+_ONE_BYTE = re.compile(
+    "[\x00-\x09\x0b-\xff€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]*[\x80-\xff][\x00-\x09\x0b-\xff€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]*"
+)
 _HAN_LINE = re.compile("[^\n]*[\u4e00-\u9fff]{2}[^\n]*")
 MIN_COMMON = 0.7
 """Bytes are Chinese if so many of their characters are among the common ones of the encoding."""
 
 
-def repair(texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
+def repair(texts: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
     """Repair a batch.
 
     Returns:
         The texts (the same array where nothing changed), and which changed, [n] of bool.
     """
     found = damage(texts)
-    changed = np.zeros(len(texts), bool)
-    repaired: dict[int, str] = {}
+    new: dict[int, str] = {}
     for row in np.flatnonzero(found & ~np.uint8(dm.CJK)):
         before = texts[row].as_py()
         after = repair_text(before, int(found[row]))
         if after != before:
-            repaired[int(row)] = after
-    if not repaired:
-        return texts, changed
-    changed[list(repaired)] = True
-    values = pa.array(list(repaired.values()), texts.type)
-    return pc.replace_with_mask(texts, pa.array(changed), values), changed
+            new[int(row)] = after
+    changed = np.zeros(len(texts), bool)
+    changed[list(new)] = True
+    return replaced(texts, new), changed
 
 
 def repair_text(text: str, found: int) -> str:
@@ -81,11 +80,11 @@ def _from_one_byte(line: str) -> str:
         return decoded
     readings = [(_common_share(reading, codec), reading) for codec in ("gb18030", "big5") if (reading := _decode(raw, codec))]
     share, reading = max(readings, default=(0.0, ""))
-    return reading if share >= MIN_COMMON and _runs_on(line) else ftfy.fix_encoding(line)
+    return reading if share >= MIN_COMMON and _is_dense(line) else ftfy.fix_encoding(line)
 
 
 def _encode(line: str) -> bytes | None:
-    for codec in ("latin-1", "sloppy-windows-1252"):
+    for codec in ("latin-1", "sloppy-windows-1252"):  # the second is ftfy's and takes every byte
         try:
             return line.encode(codec)
         except UnicodeEncodeError:
@@ -100,11 +99,10 @@ def _decode(raw: bytes, codec: str) -> str | None:
         return None
 
 
-def _runs_on(line: str) -> bool:
-    """Most characters beyond ASCII stand beside another, as bytes of two-byte characters do and accented letters do not."""
-    high = re.findall("[^\x00-\x7f]+", line)
-    total = sum(map(len, high))
-    return total >= 4 and sum(len(run) for run in high if len(run) > 1) >= 0.9 * total
+def _is_dense(line: str) -> bool:
+    """So many characters are beyond ASCII as where every other one or more is, and not as accented letters are."""
+    high = sum(c > "\x7f" for c in line)
+    return high >= 4 and (high >= 0.4 * len(line) or max(map(len, re.findall("[^\x00-\x7f]+", line))) >= 4)
 
 
 def _common_share(text: str, codec: str) -> float:
@@ -117,5 +115,5 @@ def _common_share(text: str, codec: str) -> float:
 
 def _from_gbk(line: str) -> str:
     """UTF-8 that was read as GBK; where a byte was lost on the way, its character stays U+FFFD."""
-    reading = line.encode("gb18030", "replace").decode("utf-8", "replace")
+    reading = line.replace("\ufffd", "?").encode("gb18030", "replace").decode("utf-8", "replace")
     return reading if _common_share(reading, "gb18030") >= MIN_COMMON else line

@@ -8,8 +8,8 @@
           dup_lines: {column: stat_dup_lines, max: 0.3}
           urls: {column: stat_urls, per: stat_words, max: 0.05}
 
-A document is judged by the first kind that it is of, rule after rule; what no kind takes is kept. A file of one's own is laid over the shipped
-tables: a bound replaces the shipped one, `null` in place of a rule takes it away, a new kind comes before the shipped ones.
+A document is judged by the first kind that it is of, rule after rule; what no kind takes is kept. A file of one's own is laid over
+the shipped tables: a bound replaces the shipped one, `null` in place of a rule takes it away, a new kind comes before the shipped ones.
 """
 
 from collections.abc import Iterator
@@ -125,7 +125,9 @@ def _lay_over(shipped: Flat, own: Flat) -> Flat:
     removed = [key for key, value in own.items() if value.value is None]
     for key in removed:
         if not any(k.startswith(f"{key}.") for k in shipped):
-            raise ConfigError(f"{own[key].origin}: `{key}`: there is no such shipped rule to take away{nearest(key, _rule_keys(shipped))}")
+            raise ConfigError(
+                f"{own[key].origin}: `{key}`: there is no such shipped rule to take away{nearest(key, _rule_keys(shipped))}"
+            )
     known = {_kind_of(key) for key in shipped}
     new = {key: value for key, value in own.items() if _kind_of(key) not in known}
     changed = {key: value for key, value in own.items() if key not in new and value.value is not None}
@@ -145,7 +147,12 @@ def _kinds(flat: Flat) -> list[Kind]:
     rules: dict[str, dict[str, Flat]] = {}
     for key, value in flat.items():
         parts = key.split(".")
-        if parts[0] != "kinds" or len(parts) not in {3, 5} or parts[2] not in _KIND_KEYS or (len(parts) == 5) != (parts[2] == "rules"):
+        if (
+            parts[0] != "kinds"
+            or len(parts) not in {3, 5}
+            or parts[2] not in _KIND_KEYS
+            or (len(parts) == 5) != (parts[2] == "rules")
+        ):
             raise ConfigError(
                 f"{value.origin}: `{key}`: expected kinds.KIND.languages, kinds.KIND.when or kinds.KIND.rules.RULE with "
                 f"{', '.join(_RULE_KEYS)}"
@@ -175,19 +182,22 @@ def _when(key: str, value: Value) -> tuple[tuple[Bound, ...], ...]:
     for alternative in value.value:
         if not isinstance(alternative, dict) or not all(isinstance(bound, dict) for bound in alternative.values()):
             raise wrong
-        alternatives.append(tuple(_bound(key, {"column": c, **bound}, value.origin) for c, bound in alternative.items()))
+        bounds = ({"column": column, **bound} for column, bound in alternative.items())
+        alternatives.append(tuple(_bound(key, bound, dict.fromkeys(bound, value.origin)) for bound in bounds))
     return tuple(alternatives)
 
 
 def _rule(key: str, keys: Flat) -> Bound:
-    origin = next(iter(keys.values())).origin
-    return _bound(key, {name: value.value for name, value in keys.items()}, origin)
+    return _bound(key, {name: value.value for name, value in keys.items()}, {name: value.origin for name, value in keys.items()})
 
 
-def _bound(key: str, values: dict[str, Any], origin: str) -> Bound:
+def _bound(key: str, values: dict[str, Any], origins: dict[str, str]) -> Bound:
+    """A bound of checked values; `origins` says where each was set."""
     for name in values:
         if name not in _RULE_KEYS:
-            raise ConfigError(f"{origin}: `{key}.{name}`: unknown{nearest(name, _RULE_KEYS)}; a bound has {', '.join(_RULE_KEYS)}")
+            known = ", ".join(_RULE_KEYS)
+            raise ConfigError(f"{origins[name]}: `{key}.{name}`: unknown{nearest(name, _RULE_KEYS)}; a bound has {known}")
+    origin = next(origins[name] for name in reversed(_RULE_KEYS) if name in origins)
     if not isinstance(values.get("column"), str) or not isinstance(values.get("per", ""), str):
         raise ConfigError(f"{origin}: `{key}`: expected the name of a column, such as column: stat_words")
     limits = {side: values[side] for side in ("min", "max") if side in values}

@@ -38,8 +38,8 @@ def clean(corpora: list[Path], out: Path, rules: Path | None = None, options: Op
 def filter_measured(measured: Path, out: Path, rules: Path | None = None, options: Options | None = None) -> Json:
     """Keep what passes the rules, by its columns alone.
 
-    `out` holds the kept with a column `label_kind`, the dropped with the rule as reason, value and bound as detail, and in the manifest's counts
-    `kind/KIND`, `alone/KIND/RULE` and `first/KIND/RULE` (see `Judgement`).
+    `out` holds the kept with a column `label_kind`, the dropped with the rule as reason, value and bound as detail, and in the
+    manifest's counts `kind/KIND`, `alone/KIND/RULE` and `first/KIND/RULE` (see `Judgement`).
 
     Raises:
         ConfigError: the rules are wrong, or ask for a column that is not there. DataError and ResourceError: see `run_parts`.
@@ -73,7 +73,9 @@ def filter_unit(unit: Json, settings: Json, writer: Writer) -> None:
             writer.count(f"alone/{name}", n)
             writer.count(f"first/{name}", judgement.first[name])
         passed = pa.array([not reason for reason in judgement.reasons])
-        columns = {name: batch.column(name) for name in batch.schema.names} | {"label_kind": pa.array(judgement.kinds, pa.string())}
+        columns = {name: batch.column(name) for name in batch.schema.names} | {
+            "label_kind": pa.array(judgement.kinds, pa.string())
+        }
         labelled = pa.RecordBatch.from_pydict(columns)
         writer.keep(labelled.filter(passed))
         failed = [row for row, reason in enumerate(judgement.reasons) if reason]

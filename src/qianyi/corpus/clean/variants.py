@@ -20,7 +20,7 @@ MIXED_SHARE = 0.1
 @cache
 def variants() -> tuple[str, str]:
     """The characters of simplified Chinese alone, and of traditional alone."""
-    simplified, traditional = files(__package__).joinpath("han_variants.txt").read_text(encoding="utf-8").splitlines()
+    simplified, traditional = files("qianyi.corpus.clean").joinpath("han_variants.txt").read_text(encoding="utf-8").splitlines()
     return simplified, traditional
 
 

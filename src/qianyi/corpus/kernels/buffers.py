@@ -1,12 +1,16 @@
 """The NumPy buffers behind an Arrow array of strings."""
 
+from collections.abc import Mapping
+from typing import TypeAlias
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Offsets = NDArray[np.int64]
-Strings = pa.Array | pa.ChunkedArray
+Strings: TypeAlias = "pa.Array | pa.ChunkedArray"
 
 
 def utf8(texts: Strings) -> tuple[Bytes, Offsets]:
@@ -26,3 +30,12 @@ def utf8(texts: Strings) -> tuple[Bytes, Offsets]:
     offsets = np.frombuffer(places, width)[array.offset : array.offset + len(array) + 1].astype(np.int64)
     data = np.frombuffer(content, np.uint8) if content is not None and content.size else np.empty(0, np.uint8)
     return data, offsets
+
+
+def replaced(texts: pa.Array, new: Mapping[int, str]) -> pa.Array:
+    """The texts with those of some rows, in rising order, replaced; the same array where there are none."""
+    if not new:
+        return texts
+    mask = np.zeros(len(texts), bool)
+    mask[list(new)] = True
+    return pc.call_function("replace_with_mask", [texts, pa.array(mask), pa.array(list(new.values()), texts.type)])

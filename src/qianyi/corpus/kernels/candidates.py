@@ -7,10 +7,25 @@ from numpy.typing import NDArray
 from qianyi.corpus.kernels.buffers import Bytes, Offsets, Strings, utf8
 
 EMAIL, DIGITS, IPV4, IPV6, PREFIX, ASSIGNED = range(6)
-"""Kinds: an @ between word characters; seven and more digits with separators; four numbers with dots; colons between hexadecimal digits; the
-beginning of a known kind of key; `key=` and the like."""
+"""Kinds: an @ between word characters; seven and more digits with separators; four numbers with dots; colons between hexadecimal
+digits; the beginning of a known kind of key; `key=` and the like."""
 MIN_DIGITS = 7
-_PREFIXES = ("AKIA", "ASIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "xoxb-", "xoxp-", "xoxa-", "xoxr-", "xoxs-", "-----BEGIN ")
+_PREFIXES = (
+    "AKIA",
+    "ASIA",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "xoxb-",
+    "xoxp-",
+    "xoxa-",
+    "xoxr-",
+    "xoxs-",
+    "-----BEGIN ",
+)
 _NAMES = ("key", "token", "secret", "password", "passwd", "pwd")
 
 _ALNUM, _DIGIT, _HEX, _SEPARATOR, _LOOK = 1, 2, 4, 8, 16
@@ -93,7 +108,11 @@ def _numbers(data: Bytes, i: int, end: int, table: Bytes) -> tuple[int, int]:
     while j < end:
         if table[data[j]] & _DIGIT:
             digits += 1
-        elif table[data[j]] & _SEPARATOR and j + 1 < end and (table[data[j + 1]] & _DIGIT or (data[j + 1] == 0x28) | (data[j] == 0x29)):
+        elif (
+            table[data[j]] & _SEPARATOR
+            and j + 1 < end
+            and (table[data[j + 1]] & _DIGIT or (data[j + 1] == 0x28) | (data[j] == 0x29))
+        ):
             dots += data[j] == 0x2E
         else:
             break

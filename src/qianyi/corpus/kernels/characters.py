@@ -12,8 +12,9 @@ from qianyi.corpus.kernels.unicode import HAN, N_CLASSES, class_of, decode
 Counts = NDArray[np.int64]
 
 SIMPLIFIED, TRADITIONAL, STOPS_ZH, STOPS_ZH_SEEN, BRACES, HASHES, ELLIPSES, URLS, MOJIBAKE = range(N_CLASSES, N_CLASSES + 9)
-"""Places in the counts after those of the classes. STOPS_ZH_SEEN is the set of function characters seen, as bits; MOJIBAKE counts characters
-that wrong decoding leaves: U+FFFD, pairs that were UTF-8, four and more high Latin-1 characters on end, Han that UTF-8 gives as GBK."""
+"""Places in the counts after those of the classes. STOPS_ZH_SEEN is the set of function characters seen, as bits. MOJIBAKE counts
+characters that wrong decoding leaves: U+FFFD, pairs that were UTF-8, four and more high Latin-1 characters on end, Han that UTF-8
+gives when it is read as GBK."""
 N_COUNTS = N_CLASSES + 9
 
 STOPS_ZH_GROUPS = (
@@ -35,7 +36,7 @@ def utf8_as_gbk() -> str:
 
 @cache
 def han_table(simplified: str, traditional: str) -> Bytes:
-    """[65536]: low 5 bits the group of a function character counted from 1, then bits: left by wrong decoding, written by one script alone."""
+    """[65536]: 5 bits for the group of a function character counted from 1; left by wrong decoding; in simplified, in traditional alone."""
     table = np.zeros(0x10000, np.uint8)
     for character in utf8_as_gbk():
         table[ord(character)] |= _FROM_UTF8

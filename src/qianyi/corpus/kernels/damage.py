@@ -12,11 +12,20 @@ from qianyi.corpus.kernels.characters import HIGH_RUN, utf8_as_gbk
 from qianyi.corpus.kernels.unicode import decode
 
 LINE_ENDS, INVISIBLE, COMPOSITION, FULL_WIDTH, CJK, WRONG_DECODING = (1 << i for i in range(6))
-"""Bits: other line ends than LF; control, zero-width and direction characters; perhaps not in form NFC; full-width letters and digits, or signs
-where there is no CJK; Han, kana or hangul (no damage); signs of a wrong decoding."""
+"""Bits: other line ends than LF; control, zero-width and direction characters; perhaps not in form NFC; full-width letters and digits,
+or signs where there is no CJK; Han, kana or hangul (no damage); signs of a wrong decoding."""
 
 _HIGH, _AFTER_LEAD, _GBK, _WIDE_SIGN = 64, 128, 256, 512
-_ZERO_WIDTH = (0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFC))
+_ZERO_WIDTH = (
+    0xAD,
+    0x61C,
+    0x180E,
+    *range(0x200B, 0x2010),
+    *range(0x202A, 0x202F),
+    *range(0x2060, 0x2070),
+    0xFEFF,
+    *range(0xFFF9, 0xFFFC),
+)
 _WINDOWS_1252 = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
 
 
@@ -87,7 +96,7 @@ def _scan(data: Bytes, offsets: Offsets, table: NDArray[np.uint16], found: NDArr
             else:
                 high = 0
             before = point
-        if gbk >= HIGH_RUN and 3 * gbk > han:
+        if gbk >= HIGH_RUN and 5 * gbk > han:
             seen |= WRONG_DECODING
         if seen & _WIDE_SIGN and not seen & CJK:
             seen |= FULL_WIDTH

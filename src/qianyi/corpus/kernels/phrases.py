@@ -4,13 +4,11 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numba import njit
 from numpy.typing import NDArray
 
-from qianyi.corpus.kernels.buffers import utf8
-from qianyi.corpus.kernels.unicode import classes, marks
-from qianyi.corpus.kernels.words import Hashes, walk
+from qianyi.corpus.kernels.unicode import classes
+from qianyi.corpus.kernels.words import Hashes, split_words
 
 REQUIRED_EN = ("the", "be", "to", "of", "and", "that", "have", "with")
 """Of Rae et al. (2021, table A1): a text has two of them."""
@@ -44,14 +42,11 @@ class Lexicon(NamedTuple):
 
 
 def hashes_of(text: str) -> Hashes:
-    """The words of a text as `walk` hashes them."""
-    data, offsets = utf8(pa.array([text]))
+    """The words of a text as `split_words` hashes them."""
+    data = np.frombuffer(text.encode(), np.uint8)
     room = len(data) + 1
-    words, lines = np.empty(room, np.uint64), np.empty(room, np.uint64)
-    a, b, c, d = (np.empty(room, np.int32) for _ in range(4))
-    e, f = (np.empty(room, np.uint8) for _ in range(2))
-    n, _, _ = walk(data, 0, int(offsets[1]), classes(), marks(), words, a, e, lines, b, c, f, d)
-    return words[:n]
+    words, chars, flags = np.empty(room, np.uint64), np.empty(room, np.int32), np.empty(room, np.uint8)
+    return words[: split_words(data, 0, len(data), classes(), words, chars, flags)]
 
 
 @cache

@@ -4,6 +4,8 @@ An n-gram can occur twice only where the (n-1)-grams at its place and at the nex
 length looks at what the one before has left, which in prose is little; the result is that of counting all.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -25,7 +27,9 @@ def table_size(n: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def count_in_table(keys: Hashes, places: Lengths, n: int, table: Hashes, counts: Lengths, slots: Lengths, later: NDArray[np.bool_]) -> None:
+def count_in_table(
+    keys: Hashes, places: Lengths, n: int, table: Hashes, counts: Lengths, slots: Lengths, later: NDArray[np.bool_]
+) -> None:
     """Count keys[places[:n]] in an open table.
 
     slots[k] becomes the entry of the k-th, later[k] whether an equal one came before; counts[slots[k]] is how many are equal.
@@ -86,7 +90,8 @@ def repeated_ngrams(
 
 @njit(cache=True, nogil=True)
 def _commonest(ends: NDArray[np.int64], places: Lengths, n: int, counts: Lengths, slots: Lengths, length: int) -> int:
-    most, chars = 1, 0
+    most: Any = 1
+    chars: Any = 0
     for k in range(n):
         count = counts[slots[k]]
         if count >= max(most, 2):
@@ -98,7 +103,8 @@ def _commonest(ends: NDArray[np.int64], places: Lengths, n: int, counts: Lengths
 
 @njit(cache=True, nogil=True)
 def _covered(ends: NDArray[np.int64], places: Lengths, n: int, later: NDArray[np.bool_], length: int) -> int:
-    total, done = 0, 0
+    total: Any = 0
+    done = 0
     for k in range(n):
         if later[k]:
             begin, end = max(places[k], done), places[k] + length
@@ -121,7 +127,14 @@ def _still_repeated(places: Lengths, n: int, counts: Lengths, slots: Lengths, li
 
 @njit(cache=True, nogil=True)
 def repeated_units(
-    hashes: Hashes, chars: Lengths, n: int, places: Lengths, table: Hashes, counts: Lengths, slots: Lengths, later: NDArray[np.bool_]
+    hashes: Hashes,
+    chars: Lengths,
+    n: int,
+    places: Lengths,
+    table: Hashes,
+    counts: Lengths,
+    slots: Lengths,
+    later: NDArray[np.bool_],
 ) -> tuple[int, int]:
     """How many of n lines or paragraphs occurred before, and the characters in them."""
     for k in range(n):

@@ -13,20 +13,18 @@ from qianyi.corpus.kernels import characters as ch
 from qianyi.corpus.kernels import unicode as uc
 from qianyi.corpus.kernels.buffers import Bytes, Offsets, Strings, utf8
 from qianyi.corpus.kernels.characters import N_COUNTS, Counts, count_characters, han_table
-from qianyi.corpus.kernels.phrases import Lexicon, count_phrases, lexicon
-from qianyi.corpus.kernels.repetition import MAX_N, repeated_ngrams, repeated_units, table_size
-from qianyi.corpus.kernels.words import (
-    ALPHA,
-    IDEOGRAPH,
+from qianyi.corpus.kernels.lines import (
     LINE_BULLET,
     LINE_ELLIPSIS,
     LINE_SHORT,
     LINE_TERMINAL,
-    Flags,
-    Lengths,
-    mix,
-    walk,
+    count_sentences,
+    join_paragraphs,
+    split_lines,
 )
+from qianyi.corpus.kernels.phrases import Lexicon, count_phrases, lexicon
+from qianyi.corpus.kernels.repetition import MAX_N, repeated_ngrams, repeated_units, table_size
+from qianyi.corpus.kernels.words import ALPHA, IDEOGRAPH, Flags, Lengths, split_words
 
 Row = NDArray[np.float64]
 
@@ -42,8 +40,8 @@ FRACTIONS = (
     "top_2gram", "top_3gram", "top_4gram", "dup_5gram", "dup_6gram", "dup_7gram", "dup_8gram", "dup_9gram", "dup_10gram",
     "han", "kana", "hangul", "latin", "cyrillic", "other_letters", "upper", "digits", "punctuation", "control", "mojibake",
 )  # fmt: skip
-"""Columns of ratios. `mean_word_length` and `stop_fraction_en` are over the words that are no ideographs, `stop_fraction_zh` over Han characters,
-`upper` over Latin letters; n-grams, duplicate lines and scripts are shares of `chars`."""
+"""Columns of ratios. `mean_word_length` and `stop_fraction_en` are over the words that are no ideographs, `stop_fraction_zh` over Han
+characters, `upper` over Latin letters; n-grams, duplicate lines and scripts are shares of `chars`."""
 NAMES = COUNTS + FRACTIONS
 LONG_WORD_CHARS = 40
 """A longer word is no word of prose: data in base 64, a path, words run together."""
@@ -78,7 +76,7 @@ def _measure(data: Bytes, offsets: Offsets, classes: Bytes, marks: Bytes, han: B
     word_flags, later = np.empty(0, np.uint8), np.empty(0, np.bool_)
     counts, ends = np.empty(0, np.int32), np.empty(0, np.int64)
     lines, line_flags = np.empty(0, np.uint64), np.empty(0, np.uint8)
-    line_chars, line_words, line_paragraph = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32)
+    line_chars, line_paragraph = np.empty(0, np.int32), np.empty(0, np.int32)
     special, repeats = np.empty(N_COUNTS, np.int64), np.empty(MAX_N + 1, np.int64)
     for d in range(len(offsets) - 1):
         start, end = offsets[d], offsets[d + 1]
@@ -92,21 +90,21 @@ def _measure(data: Bytes, offsets: Offsets, classes: Bytes, marks: Bytes, han: B
             word_flags, later = np.empty(size, np.uint8), np.empty(size, np.bool_)
             counts, ends = np.empty(2 * size, np.int32), np.empty(size + 1, np.int64)
             lines, line_flags = np.empty(size, np.uint64), np.empty(size, np.uint8)
-            line_chars, line_words, line_paragraph = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.int32)
-        n_words, n_lines, n_sentences = walk(
-            data, start, end, classes, marks, words, word_chars, word_flags, lines, line_chars, line_words, line_flags, line_paragraph
-        )
+            line_chars, line_paragraph = np.empty(size, np.int32), np.empty(size, np.int32)
+        n_words = split_words(data, start, end, classes, words, word_chars, word_flags)
+        n_lines = split_lines(data, start, end, classes, marks, lines, line_chars, line_flags, line_paragraph)
         row = out[d]
         _characters(special, row)
-        row[WORDS], row[LINES], row[SENTENCES] = n_words, n_lines, n_sentences
+        row[WORDS], row[LINES] = n_words, n_lines
+        row[SENTENCES] = count_sentences(data, start, end, classes, marks)
         if not n_words:
             continue
         stops, row[STOP_WORDS_EN], row[LOREM], row[BOILERPLATE] = count_phrases(words, n_words, lexicon)
         _words(word_chars, word_flags, n_words, stops, special, ends, row)
-        _lines(line_chars, line_words, line_flags, n_lines, row)
+        _lines(line_flags, n_lines, row)
         row[DUP_LINES], row[DUP_LINE_CHARS] = repeated_units(lines, line_chars, n_lines, places, table, counts, slots, later)
-        row[PARAGRAPHS] = _to_paragraphs(lines, line_chars, line_paragraph, n_lines)
-        n_paragraphs = np.int64(row[PARAGRAPHS])
+        row[PARAGRAPHS] = join_paragraphs(lines, line_chars, line_paragraph, n_lines)
+        n_paragraphs = int(row[PARAGRAPHS])
         row[DUP_PARAGRAPHS], row[DUP_PARAGRAPH_CHARS] = repeated_units(
             lines, line_chars, n_paragraphs, places, table, counts, slots, later
         )
@@ -172,27 +170,12 @@ def _words(
 
 
 @njit(cache=True, nogil=True)
-def _lines(line_chars: Lengths, line_words: Lengths, line_flags: Flags, n_lines: int, row: Row) -> None:
+def _lines(line_flags: Flags, n_lines: int, row: Row) -> None:
     """Shares of lines that are items, end in ellipses, end well, are short."""
     for k in range(n_lines):
         row[BULLETS] += (line_flags[k] & LINE_BULLET) > 0
         row[ELLIPSIS_LINES] += (line_flags[k] & LINE_ELLIPSIS) > 0
         row[TERMINAL_LINES] += (line_flags[k] & LINE_TERMINAL) > 0
         row[SHORT_LINES] += (line_flags[k] & LINE_SHORT) > 0
-        row[LINE_WORDS] += line_words[k]
     row[BULLETS : SHORT_LINES + 1] /= n_lines
-    row[LINE_WORDS] /= n_lines
-
-
-@njit(cache=True, nogil=True)
-def _to_paragraphs(lines: NDArray[np.uint64], line_chars: Lengths, line_paragraph: Lengths, n_lines: int) -> int:
-    """Join lines into paragraphs, in place; returns how many."""
-    n = 0
-    for k in range(n_lines):
-        if k and line_paragraph[k] == line_paragraph[k - 1]:
-            lines[n - 1] = mix(lines[n - 1], lines[k])
-            line_chars[n - 1] += line_chars[k]
-        else:
-            lines[n], line_chars[n] = lines[k], line_chars[k]
-            n += 1
-    return n
+    row[LINE_WORDS] = row[WORDS] / n_lines

@@ -5,6 +5,7 @@ The tables are made of Python's Unicode database when they are first asked for (
 
 import unicodedata
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -12,14 +13,15 @@ from numpy.typing import NDArray
 
 from qianyi.corpus.kernels.buffers import Bytes
 
-SPACE, CONTROL, PUNCTUATION, WIDE_PUNCTUATION, DIGIT, MARK = range(6)
+CONTROL, PUNCTUATION, SPACE, WIDE_PUNCTUATION, DIGIT, MARK = range(6)
 LATIN_UPPER, LATIN, GREEK, CYRILLIC, ARABIC, HEBREW, THAI, OTHER_LETTER = range(6, 14)
 HAN, KANA, HANGUL = range(14, 17)
 N_CLASSES = 17
-"""From DIGIT on a character is part of a word, from LATIN_UPPER on a letter, from HAN on a word by itself."""
+"""Before SPACE a character is a sign, from DIGIT on part of a word, from LATIN_UPPER on a letter, from HAN on a word by itself."""
 
 TERMINAL, SENTENCE_END, WIDE_END, CLOSER, BULLET, ELLIPSIS = (1 << i for i in range(6))
-"""Bits of `marks`: ends a line well, ends a sentence before a space, ends one anywhere, may follow an end, opens an item, is an ellipsis."""
+"""Bits of `marks`: ends a line well, ends a sentence before a space, ends one anywhere, may follow an end, opens an item, is
+an ellipsis."""
 
 _MARKS = {
     TERMINAL: ".!?\"'”’»…。！？；」』】）)：:｡",
@@ -52,22 +54,22 @@ def marks() -> Bytes:
     return table
 
 
+_CLASS_OF_CATEGORY = {"Z": SPACE, "C": CONTROL, "N": DIGIT, "M": MARK}
+_SPACES = "\t\n\v\f\r\x1c\x1d\x1e\x1f\x85"
+_HAN_SIGNS = "々〇〆"
+
+
 def _class_of(point: int) -> int:
     character = chr(point)
     category = unicodedata.category(character)
-    if character in "\t\n\v\f\r\x1c\x1d\x1e\x1f\x85" or category[0] == "Z":
+    if character in _SPACES:
         return SPACE
-    if character in "々〇〆":
+    if character in _HAN_SIGNS:
         return HAN
     if category[0] == "L":
         return _letter_of(character, category)
-    if category[0] == "M":
-        return MARK
-    if category[0] == "N":
-        return DIGIT
-    if category[0] == "C":
-        return CONTROL
-    return WIDE_PUNCTUATION if any(a <= point <= b for a, b in _WIDE_PLACES) else PUNCTUATION
+    wide = any(first <= point <= last for first, last in _WIDE_PLACES)
+    return _CLASS_OF_CATEGORY.get(category[0], WIDE_PUNCTUATION if wide else PUNCTUATION)
 
 
 def _letter_of(character: str, category: str) -> int:
@@ -79,7 +81,7 @@ def _letter_of(character: str, category: str) -> int:
 @njit(cache=True, nogil=True, inline="always")
 def decode(data: Bytes, i: int, end: int) -> tuple[int, int]:
     """The code point that begins at byte i, and its bytes; a broken one is U+FFFD of one byte."""
-    b = np.int64(data[i])
+    b: Any = np.int64(data[i])
     if b < 0x80:
         return b, 1
     if 0xC2 <= b < 0xE0 and i + 1 < end:
