@@ -1,0 +1,1 @@
+"""From documents to clean ones: text repaired, measured and judged."""
