@@ -1,0 +1,1 @@
+"""Pure functions on Arrow string buffers, compiled by numba: no engine, no file."""
