@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from qianyi.corpus.dedup.settings import Sketching
 from qianyi.corpus.kernels.minhash import Signatures, band_keys, coefficients, pack, signatures
-from qianyi.corpus.kernels.ngrams import Bytes, Hashes, Places, fingerprints, fold_table
+from qianyi.corpus.kernels.ngrams import Bytes, Hashes, Places, fingerprints, fold_table, text_buffers
 from qianyi.corpus.kernels.substring import all_windows
 
 Refs = NDArray[np.uint64]
@@ -38,6 +38,12 @@ class Sketches:
     """[rows]: uniform, and equal with the probability of the Jaccard similarity; independent of the bands."""
     some: NDArray[np.bool_]
     """[rows]: there are tokens."""
+
+
+def spans_of(texts: pa.Array) -> Spans:
+    """Each text of an Arrow array."""
+    data, offsets = text_buffers(texts)
+    return Spans(data, offsets[:-1], offsets[1:])
 
 
 def exact_table(texts: Spans, refs: Refs) -> pa.Table:

@@ -5,6 +5,7 @@ with probability p J + p^2 (1 - J), not p^2, and a pair counts for the inverse o
 """
 
 import itertools
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ import pyarrow.compute as pc
 from numba import njit
 from numpy.typing import NDArray
 
-from qianyi.corpus.dedup.keys import Refs, Spans, sketch
+from qianyi.corpus.dedup.clusters import Clusters
+from qianyi.corpus.dedup.keys import Refs, Sketches, Spans
 from qianyi.corpus.dedup.settings import Sketching
 from qianyi.corpus.kernels.minhash import candidate_probability
 from qianyi.corpus.kernels.ngrams import Hashes, Places, fold_table, grams, walk
@@ -39,17 +41,18 @@ def bound(probability: float) -> np.uint64:
     return np.uint64(min(int(probability * 2.0**64), 2**64 - 1))
 
 
-def sample_table(texts: Spans, refs: Refs, how: Sketching, probability: float) -> pa.Table:
+def sample_table(texts: Spans, sketches: Sketches, refs: Refs, ngram: int, probability: float) -> pa.Table:
     """Of the documents in the sample: `ref`, `shingles` (distinct hashes, ascending), `bands`."""
-    sketches = sketch(texts, how)
+    if not probability:
+        sketches = Sketches(sketches.bands, sketches.codes, sketches.draws, np.zeros(len(texts), np.bool_))
     rows = np.flatnonzero(sketches.some & (sketches.draws <= bound(probability)))
-    sets = [shingles(texts, int(row), how.ngram) for row in rows]
+    sets = [shingles(texts, int(row), ngram) for row in rows]
     bands = sketches.bands[rows]
     return pa.table(
         {
             "ref": refs[rows],
             "shingles": _lists(np.concatenate([*sets, np.empty(0, np.uint64)]), np.array([len(s) for s in sets], np.int64)),
-            "bands": _lists(bands.ravel(), np.full(len(rows), how.bands)),
+            "bands": _lists(bands.ravel(), np.full(len(rows), bands.shape[1])),
         }
     )
 
@@ -77,6 +80,13 @@ def exact_pairs(sets: Hashes, bounds: Places) -> Pairs:
     posted = np.searchsorted(element[order], np.arange(element.max(initial=-1) + 2))
     a, b, jaccard = _exact_pairs(element, bounds, owners[order], posted, _LEAST)
     return Pairs(a, b, jaccard)
+
+
+def report_table(sample: pa.Table, found: Clusters, pairs: pa.Table, how: Sketching, probability: float) -> pa.Table:
+    """One row with what `quality` says, as `json`, of clusters and of the pairs (`a`, `b`) that made them."""
+    roots = dict(zip(found.refs.tolist(), found.roots.tolist(), strict=True))
+    linked = set(zip(pairs["a"].to_pylist(), pairs["b"].to_pylist(), strict=True))
+    return pa.table({"json": [json.dumps(quality(sample, roots, linked, how, probability))]})
 
 
 def quality(sample: pa.Table, roots: dict[int, int], linked: set[tuple[int, int]], how: Sketching, probability: float) -> Any:
