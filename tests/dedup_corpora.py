@@ -23,7 +23,7 @@ def real_texts(n: int = 40) -> list[str]:
 
 def noisy(text: str, rate: float, source: random.Random) -> str:
     """A share of the words, or of the characters in Chinese, replaced."""
-    joint = " " if " " in text[:200] else ""
+    joint = "" if sum(character > "\u3000" for character in text[:200]) > 50 else " "
     unit = text.split(" ") if joint else list(text)
     return joint.join("另" if source.random() < rate else piece for piece in unit)
 

@@ -3,11 +3,11 @@
 import random
 import unicodedata
 from collections import defaultdict
-from functools import cache
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from dedup_corpora import noisy, real_texts
 
 from qianyi.corpus.dedup.keys import Spans, codes_of, sign, sketch
 from qianyi.corpus.dedup.keys import band_table as make_band_table
@@ -16,18 +16,8 @@ from qianyi.corpus.kernels.minhash import candidate_probability, coefficients, p
 from qianyi.corpus.kernels.ngrams import ALONE, fold_table, grams, text_buffers, walk
 from qianyi.corpus.kernels.overlap import CHARACTER, WORD, matches, prefix_table, weighted_grams, weights
 from qianyi.corpus.kernels.substring import SPREAD, all_windows, to_characters
-from qianyi.data import builtin
-from qianyi.errors import DataError
 
 MASK = 2**64 - 1
-
-
-@cache
-def real_texts(n: int = 40) -> list[str]:
-    try:
-        return [text for name in ("shakespeare", "sanguo") for _, text in list(builtin.documents(f"builtin:{name}"))[:n]]
-    except DataError as error:
-        pytest.skip(str(error))
 
 
 def spans(texts: list[str]) -> Spans:
@@ -91,12 +81,6 @@ def test_hashes_ignore_case_width_and_punctuation() -> None:
 def shingle_sets(texts: list[str], n: int = 5) -> list[set[tuple[str, ...]]]:
     tokens = [[folded(t) for t in plain_tokens(text)] for text in texts]
     return [{tuple(t[i : i + n]) for i in range(max(1, len(t) - n + 1))} for t in tokens]
-
-
-def noisy(text: str, rate: float, source: random.Random) -> str:
-    unit = text.split(" ") if " " in text[:200] else list(text)
-    joint = " " if " " in text[:200] else ""
-    return joint.join("另" if source.random() < rate else piece for piece in unit)
 
 
 def test_rolling_grams_are_plain_grams() -> None:

@@ -121,6 +121,10 @@ def _to_words(data: Bytes, start: int, finish: int, begin: int, end: int) -> tup
         begin += 1
     while begin < end < finish and _in_word(data[end - 1]) and _in_word(data[end]):
         end -= 1
+    if start < begin < end < finish and _in_word(data[begin - 1]) and _in_word(data[end]):
+        begin += 1  # what stands between the words that would meet
+        while begin < end and data[begin] & 0xC0 == 0x80:
+            begin += 1
     return begin, end
 
 
