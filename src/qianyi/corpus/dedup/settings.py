@@ -45,7 +45,7 @@ class DedupSettings(Part):
     """Cut paragraphs (lines) that stood before, in the same document or another: equal ones, or also similar ones."""
     paragraph_tokens: Positive = 20
     """Shorter paragraphs stay."""
-    paragraph_similarity: Fraction = 0.85
+    paragraph_similarity: Fraction = 0.8
     """As `similarity`."""
     paragraph_sketching: Sketching = Sketching(bands=8, rows=6)
     """As `sketching`."""
