@@ -1,0 +1,1 @@
+"""Duplicates removed: documents, paragraphs, long substrings."""

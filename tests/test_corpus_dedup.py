@@ -1,0 +1,340 @@
+"""Deduplication keeps one of each, the same one however it is run, and cuts what stood before."""
+
+import hashlib
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from dedup_corpora import make_corpus, noisy, real_texts
+from test_corpus_dedup_kernels import shingle_sets
+
+from qianyi.corpus.dedup import sample
+from qianyi.corpus.dedup.clusters import Ranks, clusters, survivors
+from qianyi.corpus.dedup.keys import spans_of
+from qianyi.corpus.dedup.pairs import first_of_each, groups, similar_pairs
+from qianyi.corpus.dedup.settings import DedupSettings, Sketching
+from qianyi.corpus.dedup.shuffle import _overlapping
+from qianyi.corpus.dedup.spans import cut, merged
+from qianyi.corpus.dedup.stage import dedup, dedup_report
+from qianyi.corpus.document import document_id, read_dropped, read_parts
+from qianyi.corpus.kernels.ngrams import fold_table, grams, walk
+from qianyi.corpus.kernels.substring import SPREAD
+from qianyi.corpus.parts import Json, Options, Writer, part_units, read_batches, run_parts
+from qianyi.errors import DataError
+
+DOCUMENTS = DedupSettings(paragraphs="off", substring_bytes=0)
+
+
+def kept(out: Path) -> dict[str, dict[str, Any]]:
+    return {row["origin"]: row for batch in read_parts(out) for row in batch.to_pylist()}
+
+
+def dropped(out: Path) -> dict[str, dict[str, Any]]:
+    return {row["origin"]: row for batch in read_dropped(out) for row in batch.to_pylist()}
+
+
+def with_copies(seed: int = 7) -> list[str]:
+    """Real texts, some of them again in capitals, others with some words changed, some of those twice."""
+    source = random.Random(seed)
+    texts = [*real_texts()[:24], *real_texts()[-24:]]
+    near = [noisy(text, 0.006, source) for text in texts[::4]]
+    return [
+        *texts,
+        *near,
+        *(noisy(text, 0.006, source) for text in texts[::8]),
+        *(text.upper() for text in texts[1::6]),
+        "",
+        " \n",
+        "short",
+    ]
+
+
+def plain_clusters(texts: list[str]) -> list[set[int]]:
+    """By exact Jaccard similarity of 0.75 and more, each with each."""
+    sets = [s if any(len(g) for g in s) else set() for s in shingle_sets(texts)]
+    group = list(range(len(texts)))
+    for i in range(len(texts)):
+        for j in range(i):
+            together = len(sets[i] | sets[j])
+            if together and len(sets[i] & sets[j]) >= 0.75 * together and group[i] != group[j]:
+                group = [group[j] if g == group[i] else g for g in group]
+    return [{i for i, g in enumerate(group) if g == name} for name in sorted(set(group))]
+
+
+def test_documents_that_survive_are_those_of_a_plain_search(tmp_path: Path) -> None:
+    texts = with_copies()
+    manifest = dedup([make_corpus(tmp_path / "in", texts)], tmp_path / "out", DOCUMENTS)
+    ids = [document_id("books", f"{i:05d}") for i in range(len(texts))]
+    found = plain_clusters(texts)
+    wanted = {f"{min(cluster, key=lambda i: ids[i]):05d}" for cluster in found}
+    assert set(kept(tmp_path / "out")) == wanted
+    assert all(row["text"] == texts[int(origin)] for origin, row in kept(tmp_path / "out").items())
+    gone = dropped(tmp_path / "out")
+    capitals = {cluster for cluster in range(len(found)) if any(i >= 66 for i in found[cluster])}
+    assert manifest["reasons"] == {
+        r: sum(row["reason"] == r for row in gone.values()) for r in ("exact_duplicate", "near_duplicate")
+    }
+    assert manifest["reasons"]["exact_duplicate"] >= len(capitals) // 2
+    for origin, row in gone.items():
+        cluster = next(c for c in found if int(origin) in c)
+        survivor = row["detail"].rsplit(" ", 1)[1]
+        assert survivor == min(ids[i] for i in cluster)
+        same = texts[int(origin)].upper() == texts[ids.index(survivor)].upper()
+        assert row["reason"] == ("exact_duplicate" if same else "near_duplicate")
+    report = dedup_report(tmp_path / "out")
+    assert report["document_clusters"] == {
+        size: sum(len(c) == size for c in found) for size in sorted({len(c) for c in found} - {1})
+    }
+    assert report["sample"]["recall"] == 1
+    assert report["sample"]["true_pairs"] > 20
+
+
+def _scored(unit: Json, settings: Json, writer: Writer) -> None:
+    for batch in read_batches(Path(unit["part"])):
+        lengths = pa.array([len(text) for text in batch.column("text").to_pylist()], pa.int64())
+        writer.keep(batch.append_column("stat_quality", lengths))
+
+
+def test_of_a_cluster_the_best_survives(tmp_path: Path) -> None:
+    text = real_texts()[0]
+    corpus = make_corpus(tmp_path / "plain", [text + " x" * i for i in (3, 9, 1, 0)] + [real_texts()[1]], 2)
+    run_parts(tmp_path / "in", "score", {}, part_units(corpus), _scored, [corpus])
+    dedup([tmp_path / "in"], tmp_path / "out", DOCUMENTS)
+    assert sorted(kept(tmp_path / "out")) == ["00001", "00004"]
+
+
+def test_nothing_depends_on_workers_or_the_cut_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*with_copies(), real_texts()[2] + "\n" + real_texts()[50], real_texts()[9][300:] + real_texts()[3][:1500]]
+    settings = DedupSettings(paragraphs="near", sample_documents=20)
+    outs: list[Path] = []
+    for name, per_part, workers in (("a", 25, 1), ("b", 25, 2), ("c", 7, 1)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        dedup([make_corpus(Path("in"), texts, per_part)], Path("out"), settings, options=Options(workers=workers))
+        outs.append(tmp_path / name / "out")
+    files = {p.relative_to(outs[0]) for p in outs[0].rglob("*") if p.is_file() and p.name not in {"run.json", ".lock"}}
+    assert len(files) > 30
+    for file in files:
+        assert (outs[0] / file).read_bytes() == (outs[1] / file).read_bytes(), file
+    assert [(k, v["text"]) for k, v in kept(outs[0]).items()] == [(k, v["text"]) for k, v in kept(outs[2]).items()]
+    assert dropped(outs[0]) == dropped(outs[2])
+
+
+def test_a_new_corpus_is_compared_with_the_keys_of_an_old_one(tmp_path: Path) -> None:
+    source = random.Random(2)
+    old = make_corpus(tmp_path / "old", real_texts()[:50])
+    fresh = [
+        *(noisy(text, 0.004, source) for text in real_texts()[40:60]),
+        "a line of its own",
+        real_texts()[70] + real_texts()[7][:1000],
+    ]
+    new = make_corpus(tmp_path / "new", fresh, 6, "news")
+    dedup([old], tmp_path / "first")
+    before = {p: hashlib.sha256(p.read_bytes()).digest() for p in (tmp_path / "first").rglob("*") if p.is_file()}
+    for part in (tmp_path / "old" / "parts").iterdir():
+        part.write_bytes(b"")  # its text is not read again
+    dedup([new], tmp_path / "second", against=[tmp_path / "first"])
+    assert {p: hashlib.sha256(p.read_bytes()).digest() for p in (tmp_path / "first").rglob("*") if p.is_file()} == before
+    assert sorted(dropped(tmp_path / "second")) == [f"{i:05d}" for i in range(10)]
+    assert {row["detail"].rsplit(" ", 1)[1] for row in dropped(tmp_path / "second").values()} <= {
+        row["id"] for row in kept(tmp_path / "first").values()
+    }
+    last = kept(tmp_path / "second")["00021"]
+    assert last["text"].startswith(real_texts()[70])
+    assert 1000 - 2 * SPREAD - 200 < last["stat_cut_bytes"] <= 1000
+
+
+def test_any_number_of_buckets_gives_the_same_bucket() -> None:
+    from qianyi.corpus.buckets import bucket_of
+
+    hashes = np.random.default_rng(0).integers(0, 2**64, 5000, np.uint64)
+    for there, n in ((1, 7), (7, 1), (3, 8), (8, 3), (5, 5), (64, 9)):
+        of_there, of_n = bucket_of(hashes, there), bucket_of(hashes, n)
+        for bucket in range(n):
+            assert set(of_there[of_n == bucket].tolist()) <= set(_overlapping(bucket, n, there))
+        assert sum(len(_overlapping(bucket, n, there)) for bucket in range(n)) <= there + n - 1
+
+
+def test_paragraphs_that_stood_before_are_cut(tmp_path: Path) -> None:
+    line = {i: text.replace("\n", " ")[:400] for i, text in enumerate(real_texts())}
+    texts = [
+        f"{line[0]}\n\nshort\n{line[41]}",
+        f"{line[1]}\r\nshort\n{line[41]}\n{line[0]}",
+        f"{line[2]}\n{line[2].upper()}!\n",
+        line[0],
+    ]
+    settings = DedupSettings(exact=False, near=False, paragraphs="exact", substring_bytes=0)
+    manifest = dedup([make_corpus(tmp_path / "in", texts, 2)], tmp_path / "out", settings)
+    assert [row["text"] for row in kept(tmp_path / "out").values()] == [texts[0], f"{line[1]}\r\nshort\n", f"{line[2]}\n"]
+    assert {origin: row["reason"] for origin, row in dropped(tmp_path / "out").items()} == {"00003": "only_repeats"}
+    assert manifest["counts"]["bytes_of_repeated_lines"] == sum(len(text.encode()) for text in texts) - manifest["bytes"]
+
+
+def test_similar_paragraphs_are_cut_where_wanted(tmp_path: Path) -> None:
+    source = random.Random(5)
+    first, second = real_texts()[5].replace("\n", " ")[:1500], "".join(real_texts()[45:48]).replace("\n", "")[:900]
+    texts = [f"{first}\n{second}", f"another beginning\n{noisy(first, 0.005, source)}\n{noisy(second, 0.004, source)}"]
+    assert first not in texts[1]
+    assert second not in texts[1]
+    corpus = make_corpus(tmp_path / "in", texts)
+    for paragraphs, left in (("exact", texts[1]), ("near", "another beginning\n")):
+        settings = DedupSettings.model_validate({"exact": False, "near": False, "paragraphs": paragraphs, "substring_bytes": 0})
+        dedup([corpus], tmp_path / paragraphs, settings)
+        assert [row["text"] for row in kept(tmp_path / paragraphs).values()] == [texts[0], left]
+
+
+def repeated_bytes(texts: list[bytes], n: int) -> list[np.ndarray]:
+    """Which bytes lie in n bytes that stood before, in an earlier text or earlier in the same one without overlap."""
+    seen: dict[bytes, tuple[int, int]] = {}
+    marks = [np.zeros(len(text), np.bool_) for text in texts]
+    for row, text in enumerate(texts):
+        for place in range(len(text) - n + 1):
+            window = text[place : place + n]
+            first = seen.setdefault(window, (row, place))
+            if first != (row, place):
+                start = max(place, first[1] + n) if first[0] == row else place
+                marks[row][start : place + n] = True
+    return marks
+
+
+def test_substrings_that_are_cut_stood_before_and_nearly_all_are_found(tmp_path: Path) -> None:
+    n = 120
+    source = random.Random(6)
+    texts = [text[:3000] for text in real_texts()[::3]]
+    for i in range(len(texts)):  # each takes a stretch from another, English or Chinese
+        other, at = source.choice(texts), source.randrange(500)
+        texts[i] = texts[i][: 900 + i] + other[at : at + source.randrange(30, 500)] + texts[i][900 + i :]
+    texts += ["ab" * 500, "one " + "=" * 700]
+    settings = DedupSettings(exact=False, near=False, paragraphs="off", substring_bytes=n)
+    manifest = dedup([make_corpus(tmp_path / "in", texts, 5)], tmp_path / "out", settings)
+    marks = repeated_bytes([text.encode() for text in texts], n)
+    cuts = 0
+    for origin, row in kept(tmp_path / "out").items():
+        before, after, repeated = texts[int(origin)].encode(), row["text"].encode(), marks[int(origin)]
+        assert row["stat_cut_bytes"] == len(before) - len(after) <= repeated.sum()
+        assert is_without(before, after, repeated)
+        cuts += row["stat_cut_bytes"]
+    assert manifest["counts"]["bytes_of_repeated_substrings"] == cuts
+    possible = sum(int(mark.sum()) for mark in marks)
+    runs = sum(int((np.diff(mark.astype(int), prepend=0) == 1).sum()) for mark in marks)
+    assert possible - 2 * (SPREAD + 12) * runs - n * 3 < cuts < possible  # less is lost at the ends of each run
+
+
+def is_without(before: bytes, after: bytes, may_go: np.ndarray) -> bool:
+    """Whether `after` is `before` without some of the bytes that may go."""
+    reachable = {0}  # places of `after` that the text so far may have come to
+    for i, byte in enumerate(before):
+        reachable = {k + 1 for k in reachable if k < len(after) and after[k] == byte} | (reachable if may_go[i] else set())
+        if not reachable:
+            return False
+    return len(after) in reachable
+
+
+def test_cut_takes_whole_characters_and_words() -> None:
+    texts = pa.array(["before and after it", "甲乙丙丁", "", "keep"])
+    spans = (np.array([0, 1]), np.array([2, 1]), np.array([13, 8]))
+    assert cut(texts, *spans, whole_words=False).to_pylist() == ["beter it", "甲丙丁", "", "keep"]
+    assert cut(texts, *spans, whole_words=True).to_pylist() == ["before after it", "甲丙丁", "", "keep"]
+    assert cut(texts.slice(1, 2), np.array([0]), np.array([0]), np.array([12]), whole_words=True).to_pylist() == ["", ""]
+    refs, begins, ends = merged(np.array([1, 0, 0, 0], np.uint64), np.array([0, 9, 0, 4]), np.array([5, 12, 4, 6]))
+    assert (refs.tolist(), begins.tolist(), ends.tolist()) == ([0, 0, 1], [0, 9, 0], [6, 12, 5])
+
+
+def test_clusters_are_those_of_a_plain_search() -> None:
+    source = np.random.default_rng(1)
+    a, b = (source.integers(0, 400, 300).astype(np.uint64) for _ in range(2))
+    group = {int(x): {int(x)} for x in (*a, *b)}
+    for x, y in zip(a.tolist(), b.tolist(), strict=True):
+        union = group[x] | group[y]
+        for member in union:
+            group[member] = union
+    found = clusters(a, b)
+    assert [int(found.refs[root]) for root in found.roots] == [min(group[int(ref)]) for ref in found.refs]
+    quality = source.integers(0, 3, len(found.refs)).astype(float)
+    quality[quality == 0] = np.nan
+    ids = np.array([f"{x:032x}" for x in source.permutation(len(found.refs))])
+    ranks = Ranks(found.refs < 20, quality, ids)
+    chosen = survivors(found, ranks)
+    for place, ref in enumerate(found.refs):
+        members = [int(np.searchsorted(found.refs, m)) for m in group[int(ref)]]
+        best = min(members, key=lambda m: (not ranks.stays[m], -np.nan_to_num(quality[m], nan=-1.0), ids[m]))
+        assert chosen[place] == (place if ranks.stays[place] else best)
+
+
+def test_large_groups_are_compared_with_the_first_and_the_one_before() -> None:
+    keys = np.repeat(np.array([5, 9, 3], np.uint64), [4, 30, 1])
+    refs = np.random.default_rng(3).permutation(35).astype(np.uint64)
+    rows, bounds = groups(keys, refs)
+    assert bounds.tolist() == [0, 4, 34]
+    assert refs[rows].tolist() == sorted(refs[:4].tolist()) + sorted(refs[4:34].tolist())
+    code = pa.array([b"\0" * 8] * 35, pa.binary(8))
+    found, candidates = similar_pairs(pa.table({"key": keys, "ref": refs, "code": code}), 32, 0.9)
+    chain = sorted(refs[4:34].tolist())
+    wanted = {(x, y) for x in refs[:4].tolist() for y in refs[:4].tolist() if x < y}
+    wanted |= {(chain[0], y) for y in chain[1:]} | set(itertools.pairwise(chain))
+    assert set(zip(found["a"].to_pylist(), found["b"].to_pylist(), strict=True)) == wanted
+    assert candidates == len(wanted)
+    assert len(first_of_each(refs[:2].repeat(2), refs[:2].repeat(2))) == 0
+
+
+def test_the_sample_lists_all_pairs_and_weighs_them(tmp_path: Path) -> None:
+    texts = with_copies()
+    how = Sketching()
+    from qianyi.corpus.dedup.keys import sketch
+
+    spans, refs = spans_of(pa.array(texts)), np.arange(len(texts), dtype=np.uint64)
+    every = sample.sample_table(spans, sketch(spans, how), refs, how.ngram, 1.0)
+    bounds = np.append(0, np.cumsum([len(s) for s in every["shingles"].to_pylist()]))
+    found = sample.exact_pairs(every["shingles"].combine_chunks().flatten().to_numpy(), bounds)
+    sets = shingle_sets(texts)
+    rows = every["ref"].to_pylist()
+    plain = {
+        (i, j): len(sets[rows[i]] & sets[rows[j]]) / len(sets[rows[i]] | sets[rows[j]])
+        for i in range(len(rows))
+        for j in range(i + 1, len(rows))
+    }
+    assert dict(zip(zip(found.a.tolist(), found.b.tolist(), strict=True), found.jaccard.tolist(), strict=True)) == pytest.approx(
+        {pair: value for pair, value in plain.items() if value >= 0.3}
+    )
+    totals: list[float] = []
+    for seed in range(60):  # the weighted number of pairs of samples is that of all
+        draws = sketch(spans, Sketching(seed=seed)).draws
+        inside = draws[rows] <= sample.bound(0.3)
+        totals.append(
+            sum(
+                1 / (0.3 * (j + 0.3 * (1 - j)))
+                for a, b, j in zip(found.a, found.b, found.jaccard, strict=True)
+                if inside[a] and inside[b]
+            )
+        )
+    assert np.mean(totals) == pytest.approx(len(found.a), rel=0.2)
+
+
+def test_shingles_of_the_sample_are_distinct_grams() -> None:
+    text = real_texts()[0]
+    spans = spans_of(pa.array(["x", text]))
+    data = np.frombuffer(text.encode(), np.uint8)
+    tokens, out = np.empty(len(data), np.uint64), np.empty(len(data), np.uint64)
+    count = walk(data, 0, len(data), fold_table(), tokens, np.empty(len(data), np.int64), np.empty(len(data), np.int64))
+    assert sample.shingles(spans, 1, 5).tolist() == sorted(set(out[: grams(tokens, count, 5, out)].tolist()))
+
+
+def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "in", real_texts()[:6])
+    dedup([corpus], tmp_path / "old", DOCUMENTS)
+    new = make_corpus(tmp_path / "new", real_texts()[6:9], name="news")
+    with pytest.raises(DataError, match=r"old: has no line_keys: deduplicate it with this sub-stage, or turn"):
+        dedup([new], tmp_path / "x", DedupSettings(substring_bytes=0), against=[tmp_path / "old"])
+    other = DOCUMENTS.model_copy(update={"sketching": Sketching(bands=7)})
+    with pytest.raises(DataError, match=r"document_keys: made with sketching .*14.*, here it is .*7.*: keys of other settings"):
+        dedup([new], tmp_path / "y", other, against=[tmp_path / "old"])
+    with pytest.raises(DataError, match=r"nowhere: not a corpus directory"):
+        dedup([tmp_path / "nowhere"], tmp_path / "z")
+    with pytest.raises(ValueError, match="every sub-stage is off"):
+        DedupSettings(exact=False, near=False, paragraphs="off", substring_bytes=0)
+    with pytest.raises(ValueError, match="at least 64"):
+        DedupSettings(substring_bytes=10)
