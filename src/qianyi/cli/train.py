@@ -122,6 +122,10 @@ def _say_start(session: Session, step: int) -> None:
         print(f"MFU: {MFU_CONVENTION}")
     for name, share in session.training_data.left_out.items():
         print(f"{name}: {share:.1%} of pairs are longer than train.seq_len or train.objective.target_len, and left out")
+    for name, shares in session.training_data.packing_shares.items():
+        print(
+            f"{name}: packed by best fit; {shares.padding:.2%} of places are empty, {shares.cut_documents:.2%} of documents are cut"
+        )
     began = f"continuing after step {step}" if step else "starting"
     print(f"{began}; writing to {session.run_dir}", flush=True)
 

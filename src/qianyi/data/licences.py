@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qianyi.data import builtin
@@ -43,6 +42,6 @@ def _marked(file: Path) -> int:
             names = table.schema_arrow.names
             if _COLUMN not in names or not pa.types.is_boolean(table.schema_arrow.field(_COLUMN).type):
                 return 0
-            return sum(pc.sum(batch.column(0)).as_py() or 0 for batch in table.iter_batches(columns=[_COLUMN]))
+            return sum(batch.column(0).to_pylist().count(True) for batch in table.iter_batches(columns=[_COLUMN]))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file: {str(error).splitlines()[0]}") from None

@@ -146,7 +146,7 @@ def _jobs(source: SourceConfig, data: DataConfig, out: Path, tokenizer: Path, li
             out=str(out),
             source=source.name,
             number=number,
-            spans=[tuple(span) for span in spans],
+            spans=[(span.path, span.start, span.stop) for span in spans],
             text_key=data.text_key,
             target_key=data.target_key,
             tokenizer=str(tokenizer),
