@@ -1,11 +1,13 @@
 """`qianyi data tokenize`: corpora to the shards that recipes read."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 from qianyi.cli.data import data_progress, show_sources
 from qianyi.config.schema import DataConfig, SourceConfig
 from qianyi.data.builtin import PREFIX
+from qianyi.data.pool import run_jobs, usable_cpus
 from qianyi.data.prepare import prepare
 from qianyi.data.tokenizer import id_count, load_tokenizer
 from qianyi.errors import ConfigError, DataError
@@ -36,7 +38,7 @@ def run(
     )
     size = id_count(load_tokenizer(tokenizer)) if tokenizer else vocab_size or VOCAB_SIZE
     with data_progress() as progress:
-        manifest = prepare(data, size, progress, workers=workers)
+        manifest = prepare(data, size, progress, map_jobs=partial(run_jobs, workers=workers or usable_cpus()))
     show_sources(manifest, data)
     print(f"Train on them: qianyi train RECIPE data.dir={out} data.sources=[] model.vocab_size={manifest['vocab_size']}")
 

@@ -5,11 +5,10 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
+from qianyi.data.stage import Json
 from qianyi.errors import ResourceError
 
-Json = dict[str, Any]
 Work = Callable[[Json], Json]
 """A function of a module, of and to JSON."""
 

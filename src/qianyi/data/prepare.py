@@ -36,6 +36,8 @@ from qianyi.errors import DataError
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, documents so far, bytes of text so far)."""
+MapJobs = Callable[[Callable[[Json], Json], list[Json]], Iterator[Json]]
+"""(function of a module, jobs): its results in any order."""
 
 _CAUSAL = TrainConfig()
 _TOKENIZER_BYTES = 256 << 20
@@ -46,7 +48,7 @@ _SAMPLE_DOCUMENTS = 1000
 
 
 def prepare(
-    data: DataConfig, vocab_size: int, progress: Progress, train: TrainConfig = _CAUSAL, workers: int | None = None
+    data: DataConfig, vocab_size: int, progress: Progress, train: TrainConfig = _CAUSAL, map_jobs: MapJobs | None = None
 ) -> Json:
     """Make the tokenizer and the shards of a recipe, unless they are there; `train` says which special tokens are needed.
 
@@ -57,7 +59,7 @@ def prepare(
         vocab_size: ids that the model has.
         progress: told what is being done.
         train: the objective.
-        workers: processes; None: one per processor, and this one alone for little text.
+        map_jobs: runs units of work, on a cluster say; None: here, in a process for each processor.
 
     Returns:
         The manifest of the shards.
@@ -97,7 +99,7 @@ def prepare(
         sample = _require_both_splits(data)
         encoder, reason = fast_encoder(tokenizer, sample)
         jobs = [job for source in data.sources for job in _jobs(source, data, out, path, encoder.name)]
-        results = _run(jobs, workers, progress)
+        results = _run(jobs, map_jobs or partial(run_jobs, workers=usable_cpus()), progress)
         sources = {s.name: {**_joined(results[s.name]), "research_only": restricted[s.name]} for s in data.sources}
         made = {"vocab_size": size, "end_token": end, "special_tokens": special.as_json(), "sources": sources}
         return {**made, "encoder": {"library": encoder.name, "reason": reason}}
@@ -157,29 +159,23 @@ def _jobs(source: SourceConfig, data: DataConfig, out: Path, tokenizer: Path, li
         )
 
 
-def _run(jobs: list[Job], workers: int | None, progress: Progress) -> dict[str, list[Json]]:
+def _run(jobs: list[Job], map_jobs: MapJobs, progress: Progress) -> dict[str, list[Json]]:
     """Results of all units by source, in order; those that have a record are not done again."""
-    results = {job.record: json.loads(job.record.read_text(encoding="utf-8")) for job in jobs if job.record.exists()}
-    left = [job for job in jobs if job.record not in results]
-    documents = n_bytes = 0
+    left = [job for job in jobs if not job.record.exists()]
+    done = [0, 0]
 
-    def count(job: Job, more_documents: int, more_bytes: int) -> None:
-        nonlocal documents, n_bytes
-        documents, n_bytes = documents + more_documents, n_bytes + more_bytes
-        progress(f"tokenizing {job.source}", documents, n_bytes)
+    def count(source: str, documents: int, n_bytes: int) -> None:
+        done[:] = done[0] + documents, done[1] + n_bytes
+        progress(f"tokenizing {source}", *done)
 
-    if workers is None:
-        workers = usable_cpus()
-    if workers == 1 or len(left) < 2:
-        for job in left:
-            results[job.record] = tokenize_job(job, partial(count, job))
+    if len(left) == 1:
+        tokenize_job(left[0], partial(count, left[0].source))
     else:
-        for job, result in zip(left, run_jobs(tokenize_unit, [asdict(job) for job in left], workers), strict=True):
-            results[job.record] = result
-            count(job, *(sum(result[split][unit] for split in SPLITS) for unit in ("documents", "bytes")))
+        for result in map_jobs(tokenize_unit, [asdict(job) for job in left]):
+            count(result["source"], *(sum(result[split][unit] for split in SPLITS) for unit in ("documents", "bytes")))
     by_source: dict[str, list[Json]] = {}
     for job in jobs:
-        by_source.setdefault(job.source, []).append(results[job.record])
+        by_source.setdefault(job.source, []).append(json.loads(job.record.read_text(encoding="utf-8")))
     return by_source
 
 

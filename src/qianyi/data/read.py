@@ -61,7 +61,7 @@ def source_files(path: str) -> list[Path]:
         if not root.name.endswith(SUFFIXES):
             raise DataError(f"{path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
         return [root]
-    if (root / "parts").is_dir():
+    if (root / "parts").is_dir() and any((root / name).is_file() for name in ("manifest.json", "plan.json")):
         return _corpus_parts(root)
     found = sorted(p for p in root.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
     if not found:
@@ -71,8 +71,8 @@ def source_files(path: str) -> list[Path]:
 
 def _corpus_parts(root: Path) -> list[Path]:
     """The documents of a corpus directory, without those that a stage dropped."""
-    if not (root / "manifest.json").exists() and (root / "done").is_dir():
-        raise DataError(f"{root}: a corpus that is not finished; run the command that makes it again")
+    if not (root / "manifest.json").is_file():
+        raise DataError(f"{root}: a corpus that is not finished; run the command that makes it again, it goes on")
     found = sorted((root / "parts").glob("*.parquet"))
     if not found:
         raise DataError(f"{root / 'parts'}: holds no .parquet file: the corpus is empty")

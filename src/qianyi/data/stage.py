@@ -46,7 +46,7 @@ def run_stage(
     partial = _beside(out, "partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(_beside(out, "lock")):
+        with lock(_beside(out, "lock")):
             if manifest := _made_with(out, settings, input_times):
                 return manifest
             if not (resumable and partial.is_dir() and _begun_with(out, settings)):
@@ -170,7 +170,7 @@ def _put_in_place(partial: Path, out: Path) -> None:
 
 
 def force_to_disk(path: Path) -> None:
-    """What was written to a file, or the names in a directory, outlast a loss of power."""
+    """Wait until a file's content, or a directory's entries, survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -179,8 +179,12 @@ def force_to_disk(path: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Generator[None]:
-    """Wait for a lock that the system releases when its holder ends, however it ends."""
+def lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Generator[None]:
+    """Wait for a lock that the system releases when its holder ends, however it ends; say so, if another holds it."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -53,8 +53,8 @@ class Job:
 
 
 def tokenize_unit(job: Json) -> Json:
-    """As `tokenize_job`, of and to JSON."""
-    return tokenize_job(Job(**job))
+    """As `tokenize_job`, of and to JSON; the result names its `source` too."""
+    return {"source": job["source"], **tokenize_job(Job(**job))}
 
 
 def tokenize_job(job: Job, progress: Progress | None = None) -> Json:
