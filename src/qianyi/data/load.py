@@ -57,14 +57,15 @@ class TrainingData:
         self._train, self._streams, self._seed = train, streams, data.seed
         self._objective = make_objective(train, manifest, shards_dir, data.packing)
         self._windows = {name: self._objective.windows(stream, partial=False) for name, stream in streams.items()}
-        for name, windows in self._windows.items():
-            if not len(windows):
-                raise DataError(
-                    f"data.sources.{name} has {len(streams[name])} training tokens, and in them no {self._objective.needs}"
-                )
         _require_sources(data, list(streams), shards_dir)
         self._stretches = stretches(data, train, {name: len(stream) for name, stream in streams.items()})
         self._mixture = Mixture(self._stretches)
+        drawn = {name for stretch in self._stretches for name, weight in stretch.weights.items() if weight}
+        for name, windows in self._windows.items():
+            if name in drawn and not len(windows):
+                raise DataError(
+                    f"data.sources.{name} has {len(streams[name])} training tokens, and in them no {self._objective.needs}"
+                )
         self._endless = {
             name: grain.MapDataset.source(w).shuffle(seed=data.seed + i).repeat()
             for i, (name, w) in enumerate(self._windows.items())
@@ -112,7 +113,7 @@ class TrainingData:
     def epochs(self, step: int) -> dict[str, float]:
         """How often each source has been read after so many steps."""
         drawn = sequences_drawn(self._stretches, sequences_before(self._train, step))
-        return {name: drawn[name] / len(windows) for name, windows in self._windows.items()}
+        return {name: drawn[name] / max(len(windows), 1) for name, windows in self._windows.items()}
 
     def token_counts(self, vocab_size: int) -> NDArray[np.int64]:
         """[vocab]: how often each token occurs in the training split."""
