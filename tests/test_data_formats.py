@@ -95,11 +95,11 @@ def test_large_vocabularies_have_four_bytes_in_megatron(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["megatron", "arrayrecord"])
 def test_what_is_exported_comes_back(prepared: DataConfig, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both splits read as sources of a recipe: together they have the documents that the shards had, in units of a few."""
+    """Read as a source of a recipe: both splits together have the documents that the shards had, in units of a few."""
     monkeypatch.setattr(units, "UNIT_BYTES", 20_000)
     out = exported(prepared, tmp_path / "e", form)
-    suffix = {"megatron": ".idx", "arrayrecord": ".array_record"}[form]
-    sources = tuple(SourceConfig(name=split, path=str(out / split / f"a{suffix}")) for split in ("train",))
+    path = out / "train" / {"megatron": "a.idx", "arrayrecord": "a"}[form]
+    sources = (SourceConfig(name="train", path=str(path)),)
     data = DataConfig(
         dir=str(tmp_path / "again"), sources=sources, tokenizer=str(tokenizer_path(prepared)), validation_fraction=0.3
     )
@@ -115,7 +115,7 @@ def test_what_is_exported_comes_back(prepared: DataConfig, tmp_path: Path, form:
 
 def test_array_records_hold_an_example_each(prepared: DataConfig, tmp_path: Path) -> None:
     out = exported(prepared, tmp_path / "r", "arrayrecord")
-    reader = ArrayRecordReader(str(out / "train" / "a.array_record"))
+    reader = ArrayRecordReader(str(out / "train" / "a" / "00000.array_record"))
     records = [read_example(record) for record in reader.read_all()]
     reader.close()
     assert [list(r) for r in records] == [["tokens"]] * len(records)

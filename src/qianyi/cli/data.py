@@ -79,12 +79,17 @@ def _remarks(manifest: Json) -> Iterator[str]:
     for name, source in manifest["sources"].items():
         if source["blank_documents"]:
             yield f"{name}: {source['blank_documents']:,} blank documents were skipped"
+    yield from research_warnings(manifest)
+    if manifest["encoder"]["reason"]:
+        yield f"note: encoded with tokenizers, several times slower than with tiktoken: {manifest['encoder']['reason']}"
+
+
+def research_warnings(manifest: Json) -> Iterator[str]:
+    """Sources with documents that are for research only, in one line."""
     restricted = {name: source["research_only"] for name, source in manifest["sources"].items() if source["research_only"]}
     if restricted:
         listed = ", ".join(f"{name} ({count:,} documents)" for name, count in restricted.items())
         yield f"warning: for research only: {listed}; data.commercial=true refuses them"
-    if manifest["encoder"]["reason"]:
-        yield f"note: encoded with tokenizers, several times slower than with tiktoken: {manifest['encoder']['reason']}"
 
 
 def epoch_warnings(read: Mapping[str, float]) -> Iterator[str]:

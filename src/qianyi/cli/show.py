@@ -40,7 +40,12 @@ def _data(config: Config) -> Iterator[str]:
     shards = Path(config.data.dir) / "shards"
     if not (shards / MANIFEST).exists():
         return
-    read = epochs(config.data, config.train, train_tokens(read_manifest(shards)))
+    tokens = train_tokens(read_manifest(shards))
+    weighed = {name for stage in config.data.stages for name in stage.weights}
+    named = {source.name for source in config.data.sources} or tokens.keys()
+    if named != tokens.keys() or not weighed <= tokens.keys():
+        return  # shards of other sources, which `prepare` will make anew
+    read = epochs(config.data, config.train, tokens)
     yield "epochs of " + ", ".join(f"{name} {times:.2f}" for name, times in read.items())
     yield from epoch_warnings(read)
 

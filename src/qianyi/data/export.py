@@ -8,7 +8,7 @@ from qianyi.data.megatron import write_dataset
 from qianyi.data.shards import FORMAT, TokenStream, token_dtype
 from qianyi.data.stage import Json, read_manifest, run_stage
 from qianyi.data.tokenize import SPLITS
-from qianyi.data.tokenized import ARRAY_RECORD, write_array_records
+from qianyi.data.tokenized import write_array_records
 from qianyi.errors import DataError
 
 FORMATS = ("megatron", "arrayrecord")
@@ -16,7 +16,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def export_shards(directory: Path, tokenizer: Path, out: Path, form: str, progress: Progress) -> Json:
-    """Write OUT/SPLIT/SOURCE.bin and .idx (megatron) or OUT/SPLIT/SOURCE.array_record, with the tokenizer beside them.
+    """Write OUT/SPLIT/SOURCE.bin and .idx (megatron) or OUT/SPLIT/SOURCE/00000.array_record and so on, with the tokenizer beside them.
 
     Args:
         directory: what a recipe calls data.dir.
@@ -38,7 +38,7 @@ def export_shards(directory: Path, tokenizer: Path, out: Path, form: str, progre
         raise DataError(f"{out}: is there and is no earlier export; name another directory")
 
     def build(made: Path) -> Json:
-        files: list[str] = []
+        files: list[Path] = []
         for split in SPLITS:
             (made / split).mkdir()
             for name, source in manifest["sources"].items():
@@ -48,17 +48,15 @@ def export_shards(directory: Path, tokenizer: Path, out: Path, form: str, progre
                 )
                 files += _write(form, made / split, name, stream, manifest["vocab_size"])
         shutil.copy(tokenizer, made / "tokenizer.json")
-        return {"files": [str(Path(file).relative_to(made)) for file in files], "vocab_size": manifest["vocab_size"]}
+        return {"files": [str(file.relative_to(made)) for file in files], "vocab_size": manifest["vocab_size"]}
 
     return run_stage(
         out, {"inputs": [], "format": form, "shards": manifest["settings"], "sources": manifest["sources"]}, {}, build
     )
 
 
-def _write(form: str, directory: Path, name: str, stream: TokenStream, vocab_size: int) -> list[str]:
+def _write(form: str, directory: Path, name: str, stream: TokenStream, vocab_size: int) -> list[Path]:
     if form == "arrayrecord":
-        path = directory / f"{name}{ARRAY_RECORD}"
-        write_array_records(path, stream)
-        return [str(path)]
+        return write_array_records(directory / name, stream)
     write_dataset(directory / name, stream, vocab_size)
-    return [str(directory / f"{name}{suffix}") for suffix in (".bin", ".idx")]
+    return [directory / f"{name}{suffix}" for suffix in (".bin", ".idx")]

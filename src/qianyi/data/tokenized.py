@@ -58,21 +58,26 @@ def read_items(span: Span, text_key: str, target_key: str | None) -> Iterator[Do
         yield from _read_records(span, text_key)
 
 
-def write_array_records(path: Path, stream: TokenStream) -> None:
-    """One record for each document of a stream: an Example whose feature `tokens` has its token ids, the end of text among them.
+def write_array_records(directory: Path, stream: TokenStream) -> list[Path]:
+    """DIRECTORY/00000.array_record and so on, one for each unit of work.
 
-    Groups of one record are what random access by Grain asks for.
+    A record is a document: an Example whose feature `tokens` has its token ids, the end of text among them. Groups of one record are what
+    random access by Grain asks for.
     """
-    writer = ArrayRecordWriter(str(path), "group_size:1")
+    directory.mkdir(parents=True)
+    paths: list[Path] = []
     start = 0
     for lengths in stream.document_tokens():
-        stops = start + np.cumsum(lengths, dtype=np.int64)
-        for first, last in _chunks(np.concatenate([[start], stops])):
+        paths.append(directory / f"{len(paths):05d}{ARRAY_RECORD}")
+        borders = start + np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        writer = ArrayRecordWriter(str(paths[-1]), "group_size:1")
+        for first, last in _chunks(borders):
             tokens = stream.read(int(first[0]), int(last[-1]))
             for a, b in zip(first - first[0], last - first[0], strict=True):
                 writer.write(write_example(TOKEN_FEATURE, tokens[a:b]))
-        start = int(stops[-1])
-    writer.close()
+        writer.close()
+        start = int(borders[-1])
+    return paths
 
 
 def _chunks(borders: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
