@@ -262,7 +262,7 @@ def test_shards_of_another_format_are_refused(tmp_path: Path) -> None:
     data = one_source(tmp_path, corpus(100, 4))
     prepare(data, 300, silent)
     manifest = tmp_path / "out" / "shards" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 3'))
+    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 2'))
     with pytest.raises(DataError, match=r"shards: made by another version of Qianyi; delete it"):
         training(data)
     with pytest.raises(DataError, match=r"manifest\.json: missing; run `qianyi data prepare RECIPE`"):

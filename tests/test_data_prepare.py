@@ -15,12 +15,14 @@ import pytest
 from corpora import corpus, files_of, jsonl, one_source, silent, tokenizer_of, two_sources
 
 from qianyi.config.schema import DataConfig, SourceConfig
-from qianyi.data import prepare as preparation
-from qianyi.data.prepare import cut, is_validation, prepare
+from qianyi.data import tokenize as tokenizing
+from qianyi.data import tokenizer as splitting
+from qianyi.data.prepare import prepare
 from qianyi.data.read import read_documents
 from qianyi.data.shards import BLOCK_TOKENS, ShardWriter, TokenStream, token_dtype
 from qianyi.data.stage import run_stage
-from qianyi.data.tokenizer import train_tokenizer
+from qianyi.data.tokenize import is_validation
+from qianyi.data.tokenizer import cut, train_tokenizer
 from qianyi.errors import DataError
 
 
@@ -84,7 +86,7 @@ def test_many_short_documents_are_packed_in_time(tmp_path: Path) -> None:
 
 
 def test_long_texts_are_cut_where_no_token_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(preparation, "_PIECE_CHARACTERS", 500)
+    monkeypatch.setattr(splitting, "_PIECE_CHARACTERS", 500)
     book = "\n".join(d.text for d in list(read_documents("builtin:sanguo", "text"))[:40])
     play = next(read_documents("builtin:shakespeare", "text")).text
     tokenizer = train_tokenizer([book, play], 1000)
@@ -103,8 +105,8 @@ def test_long_documents_are_one_document(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
     whole = prepare(one_source(tmp_path / "whole", texts), 400, silent)
-    monkeypatch.setattr(preparation, "_PIECE_CHARACTERS", 300)
-    monkeypatch.setattr(preparation, "_BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(splitting, "_PIECE_CHARACTERS", 300)
+    monkeypatch.setattr(tokenizing, "_BATCH_CHARACTERS", 1000)
     pieces = prepare(one_source(tmp_path / "cut", texts), 400, silent)
     assert pieces["sources"] == whole["sources"]
     assert whole["sources"]["x"]["train"]["documents"] + whole["sources"]["x"]["validation"]["documents"] == 30

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from qianyi.cli.data import prepare_with_progress
+from qianyi.cli.data import epoch_warnings, prepare_with_progress, research_warnings
 from qianyi.cli.run import Session, begin
 from qianyi.compile.fingerprint import check_fingerprint, fingerprint, versions
 from qianyi.config.counts import MFU_CONVENTION, parameter_count
@@ -81,6 +81,8 @@ def _prepare_data(session: Session) -> None:
     """One process prepares, the others wait."""
     if jax.process_index() == 0:
         manifest = prepare_with_progress(session.config)
+        for line in research_warnings(manifest):
+            print(line)
         session.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(session.run_dir / "data.json", manifest)
     multihost_utils.sync_global_devices("data prepared")
@@ -122,6 +124,12 @@ def _say_start(session: Session, step: int) -> None:
         print(f"MFU: {MFU_CONVENTION}")
     for name, share in session.training_data.left_out.items():
         print(f"{name}: {share:.1%} of pairs are longer than train.seq_len or train.objective.target_len, and left out")
+    for line in epoch_warnings(session.training_data.epochs(config.train.steps)):
+        print(line)
+    for name, shares in session.training_data.packing_shares.items():
+        print(
+            f"{name}: packed by best fit; {shares.padding:.2%} of places are empty, {shares.cut_documents:.2%} of documents are cut"
+        )
     began = f"continuing after step {step}" if step else "starting"
     print(f"{began}; writing to {session.run_dir}", flush=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from qianyi.config.check_optimizer import optimizer, scaling, schedule
+from qianyi.config.mixture import mixture
 from qianyi.config.objective import fits_model, lengths_fit, without_effect
 from qianyi.config.schema import AXES, BATCH_AXES, Config, LayoutConfig, ModelConfig
 from qianyi.errors import ConfigError, ResourceError
@@ -48,7 +49,7 @@ def check(config: Config, n_devices: int | None = None) -> None:
     rules = (
         *(_parts, _pairs, _kernel, _tensor_axis, _sharding, _stages, _context, _experts, _without_effect),
         *(fits_model, lengths_fit, without_effect, _batch, _batch_ramp, _noise_scale, _lengths),
-        *(schedule, scaling, optimizer, _remat, _sources, _platform),
+        *(schedule, scaling, optimizer, _remat, _sources, mixture, _platform),
     )
     problems = [problem for rule in rules for problem in rule(config)]
     if problems:

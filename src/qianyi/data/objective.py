@@ -11,6 +11,7 @@ import numpy as np
 
 from qianyi.config.schema import TrainConfig
 from qianyi.data.masked import MaskedTokens
+from qianyi.data.packing import Packed
 from qianyi.data.shards import TokenStream
 from qianyi.data.spans import Prefix, SequenceToSequence, SpanCorruption
 from qianyi.data.special import SpecialTokens, require_special_tokens
@@ -23,7 +24,7 @@ class Objective(Protocol):
     needs: str
     """What a source must hold at least, in words."""
 
-    def windows(self, stream: TokenStream, partial: bool) -> Windows | Pairs:
+    def windows(self, stream: TokenStream, partial: bool) -> Windows | Pairs | Packed:
         """What rows are made of; `partial`: also what fills no row."""
         ...
 
@@ -52,13 +53,32 @@ class Causal:
         return {**row, "documents": np.cumsum(ends, dtype=np.int32) - ends}
 
 
-def make_objective(train: TrainConfig, manifest: dict[str, Any], shards: Path) -> Objective:
-    """The objective of a recipe, for tokens of the shards with this manifest.
+class PackedCausal:
+    """Every token of documents that are packed by best fit: `inputs`, `targets` and `documents` as of `Causal`, with padding at the end,
+    which is a document of its own."""
+
+    needs = "document"
+
+    def __init__(self, seq_len: int, end_token: int):
+        self._seq_len, self._end_token = seq_len, end_token
+
+    def windows(self, stream: TokenStream, partial: bool) -> Packed:
+        return Packed(stream, self._seq_len, self._end_token)
+
+    def row(self, window: Tokens, chance: Chance) -> Row:
+        inputs, targets, documents = window
+        return {"inputs": inputs, "targets": targets, "documents": documents}
+
+
+def make_objective(train: TrainConfig, manifest: dict[str, Any], shards: Path, packing: str = "concat") -> Objective:
+    """The objective of a recipe, for tokens of the shards with this manifest; `packing` is data.packing.
 
     Raises:
         DataError: their tokenizer lacks a special token.
     """
     end = manifest["end_token"]
+    if train.objective.kind == "causal" and packing == "best_fit":
+        return PackedCausal(train.seq_len, end)
     if train.objective.kind == "causal":
         return Causal(train.seq_len, end if train.document_mask else None)
     special = SpecialTokens.from_json(manifest["special_tokens"])

@@ -1,65 +1,87 @@
 """From text to token shards in two stages: train a tokenizer, then tokenize, split and pack.
 
     DIR/tokenizer/tokenizer.json
-    DIR/shards/{train,validation}/SOURCE/00000.bin ...
+    DIR/shards/{train,validation}/SOURCE/00000.bin, 00000.idx ...
+    DIR/shards/done/SOURCE/00000.json
 
 A document is in the validation split when a hash of its text says so: the same text is always on the same side, wherever
 it comes from. A pair is two texts, each ended by the end-of-text token; that of its source says on which side it is.
+
+Each source is cut into units of work (`qianyi.data.units`) that workers tokenize in any order, each into shards of its own: the shards are
+the same bytes for any number of workers, and a killed run goes on with the units that have no record in `done`.
 """
 
 import hashlib
-import re
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from qianyi.config.schema import DataConfig, SourceConfig, TrainConfig
-from qianyi.data.read import Document, read_documents, source_files
-from qianyi.data.shards import FORMAT, ShardWriter, token_dtype
+from qianyi.data.encode import fast_encoder
+from qianyi.data.licences import require_usable, research_only_documents
+from qianyi.data.pool import run_jobs, usable_cpus
+from qianyi.data.read import Document, source_files
+from qianyi.data.shards import FORMAT
 from qianyi.data.special import require_special_tokens, reserved_names, special_tokens
 from qianyi.data.stage import MANIFEST, Json, describe_files, read_manifest, run_stage
+from qianyi.data.tokenize import SPLITS, Item, Job, is_blank, is_validation, tokenize_job, tokenize_unit
+from qianyi.data.tokenized import TokenDocument, read_items
 from qianyi.data.tokenizer import end_token, id_count, load_tokenizer, train_tokenizer
+from qianyi.data.units import plan_units
 from qianyi.errors import DataError
 
-SPLITS = ("train", "validation")
 Progress = Callable[[str, int, int], None]
 """(what is being done, documents so far, bytes of text so far)."""
+MapJobs = Callable[[Callable[[Json], Json], list[Json]], Iterator[Json]]
+"""(function of a module, jobs): its results in any order."""
 
 _CAUSAL = TrainConfig()
-_BATCH_PIECES = 256
-_BATCH_CHARACTERS = 1 << 21
-_PIECE_CHARACTERS = 1 << 19
-_LINE_START = re.compile(r"(?<=\n)(?=\S)")
 _TOKENIZER_BYTES = 256 << 20
 """Text per source that a tokenizer is trained on at most; more changes little and costs memory."""
+_SAMPLE_CHARACTERS = 1 << 16
+"""Text per source on which a fast encoder must agree with the tokenizer."""
+_SAMPLE_DOCUMENTS = 1000
 
 
-def prepare(data: DataConfig, vocab_size: int, progress: Progress, train: TrainConfig = _CAUSAL) -> Json:
+def prepare(
+    data: DataConfig, vocab_size: int, progress: Progress, train: TrainConfig = _CAUSAL, map_jobs: MapJobs | None = None
+) -> Json:
     """Make the tokenizer and the shards of a recipe, unless they are there; `train` says which special tokens are needed.
+
+    A recipe without sources takes the shards that are in its directory as they are.
+
+    Args:
+        data: what is read, and where it goes.
+        vocab_size: ids that the model has.
+        progress: told what is being done.
+        train: the objective.
+        map_jobs: runs units of work, on a cluster say; None: here, in a process for each processor.
 
     Returns:
         The manifest of the shards.
 
     Raises:
-        DataError: a source cannot be read, is empty, or has no document for one of the splits; the tokenizer lacks a token.
+        DataError: a source cannot be read, is empty, may not be used, or has no document for one of the splits; the tokenizer lacks
+            a token.
         ResourceError: the disk is full.
     """
-    if not data.sources:
-        raise DataError("data.sources is empty: name a file or directory of text, data.sources='[{name: books, path: books/}]'")
-    files = [file for source in data.sources for file in source_files(source.path)]
     directory = Path(data.dir)
+    if not data.sources:
+        return _prepared(data, vocab_size, train)
+    files = [file for source in data.sources for file in source_files(source.path)]
     progress("checking the inputs", 0, 0)
+    restricted = {source.name: research_only_documents(source.path) for source in data.sources}
+    require_usable(restricted, data.commercial)
     inputs, times = describe_files(files, _manifest_if_any(directory / "shards"))
     if data.tokenizer is None:
         _make_tokenizer(data, vocab_size, reserved_names(train), inputs, times, progress)
     path = tokenizer_path(data)
     tokenizer = load_tokenizer(path)
-    size, end = id_count(tokenizer), end_token(tokenizer, path)
-    if size > vocab_size:
-        raise DataError(f"{path}: the tokenizer has {size} tokens, model.vocab_size is {vocab_size}; raise it to that")
+    size, end = _check_tokenizer(tokenizer, path, vocab_size), end_token(tokenizer, path)
     special = special_tokens(tokenizer)
     require_special_tokens(special, train, path)
     settings = {
@@ -68,17 +90,21 @@ def prepare(data: DataConfig, vocab_size: int, progress: Progress, train: TrainC
         "sources": [{"name": s.name, "path": s.path} for s in data.sources],
         "text_key": data.text_key,
         "target_key": data.target_key,
-        "tokenizer_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "tokenizer_sha256": _sha256(path),
         "validation_fraction": data.validation_fraction,
         "shard_tokens": data.shard_tokens,
     }
 
     def build(out: Path) -> Json:
-        _require_both_splits(data)
-        packed = {s.name: _pack_source(s, data, tokenizer, end, out, progress) for s in data.sources}
-        return {"vocab_size": size, "end_token": end, "special_tokens": special.as_json(), "sources": packed}
+        sample = _require_both_splits(data)
+        encoder, reason = fast_encoder(tokenizer, sample)
+        jobs = [job for source in data.sources for job in _jobs(source, data, out, path, encoder.name)]
+        results = _run(jobs, map_jobs or partial(run_jobs, workers=usable_cpus()), progress)
+        sources = {s.name: {**_joined(results[s.name]), "research_only": restricted[s.name]} for s in data.sources}
+        made = {"vocab_size": size, "end_token": end, "special_tokens": special.as_json(), "sources": sources}
+        return {**made, "encoder": {"library": encoder.name, "reason": reason}}
 
-    return run_stage(directory / "shards", settings, times, build)
+    return run_stage(directory / "shards", settings, times, build, resumable=True)
 
 
 def tokenizer_path(data: DataConfig) -> Path:
@@ -86,10 +112,81 @@ def tokenizer_path(data: DataConfig) -> Path:
     return Path(data.tokenizer) if data.tokenizer else Path(data.dir) / "tokenizer" / "tokenizer.json"
 
 
-def is_validation(text: str, fraction: float) -> bool:
-    """Does the hash of a text put it into the validation split."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+def _prepared(data: DataConfig, vocab_size: int, train: TrainConfig) -> Json:
+    """The manifest of shards that are there already."""
+    shards = Path(data.dir) / "shards"
+    if not (shards / MANIFEST).exists():
+        raise DataError(
+            "data.sources is empty: name a file or directory of text, data.sources='[{name: books, path: books/}]', or, in data.dir, "
+            f"what `qianyi data tokenize` has made; {shards} holds no shards"
+        )
+    manifest, path = read_manifest(shards), tokenizer_path(data)
+    tokenizer = load_tokenizer(path)
+    _check_tokenizer(tokenizer, path, vocab_size)
+    if _sha256(path) != manifest["settings"]["tokenizer_sha256"]:
+        raise DataError(f"{path}: is not the tokenizer that {shards} was made with; set data.tokenizer to that")
+    require_special_tokens(special_tokens(tokenizer), train, path)
+    require_usable({name: source.get("research_only", 0) for name, source in manifest["sources"].items()}, data.commercial)
+    return manifest
+
+
+def _check_tokenizer(tokenizer: Tokenizer, path: Path, vocab_size: int) -> int:
+    size = id_count(tokenizer)
+    if size > vocab_size:
+        raise DataError(f"{path}: the tokenizer has {size} tokens, model.vocab_size is {vocab_size}; raise it to that")
+    return size
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _jobs(source: SourceConfig, data: DataConfig, out: Path, tokenizer: Path, library: str) -> Iterator[Job]:
+    digest = _sha256(tokenizer)
+    for number, spans in enumerate(plan_units(source.path, data.text_key, data.shard_tokens)):
+        yield Job(
+            out=str(out),
+            source=source.name,
+            number=number,
+            spans=[(span.path, span.start, span.stop) for span in spans],
+            text_key=data.text_key,
+            target_key=data.target_key,
+            tokenizer=str(tokenizer),
+            tokenizer_sha256=digest,
+            library=library,
+            validation_fraction=data.validation_fraction,
+            shard_tokens=data.shard_tokens,
+        )
+
+
+def _run(jobs: list[Job], map_jobs: MapJobs, progress: Progress) -> dict[str, list[Json]]:
+    """Results of all units by source, in order; those that have a record are not done again."""
+    left = [job for job in jobs if not job.record.exists()]
+    done = [0, 0]
+
+    def count(source: str, documents: int, n_bytes: int) -> None:
+        done[:] = done[0] + documents, done[1] + n_bytes
+        progress(f"tokenizing {source}", *done)
+
+    if len(left) == 1:
+        tokenize_job(left[0], partial(count, left[0].source))
+    else:
+        for result in map_jobs(tokenize_unit, [asdict(job) for job in left]):
+            count(result["source"], *(sum(result[split][unit] for split in SPLITS) for unit in ("documents", "bytes")))
+    by_source: dict[str, list[Json]] = {}
+    for job in jobs:
+        by_source.setdefault(job.source, []).append(json.loads(job.record.read_text(encoding="utf-8")))
+    return by_source
+
+
+def _joined(units: list[Json]) -> Json:
+    """The units of a source as one: sums, and lists one after another."""
+    joined: Json = {"blank_documents": sum(unit["blank_documents"] for unit in units)}
+    for split in SPLITS:
+        parts = [unit[split] for unit in units]
+        sums = {name: sum(part[name] for part in parts) for name in ("documents", "tokens", "bytes")}
+        joined[split] = {**sums, **{name: [entry for part in parts for entry in part[name]] for name in ("shards", "index")}}
+    return joined
 
 
 def _manifest_if_any(out: Path) -> Json | None:
@@ -124,28 +221,40 @@ def _make_tokenizer(
 
 def _training_texts(source: SourceConfig, data: DataConfig, progress: Progress) -> Iterator[str]:
     n_bytes = 0
-    for number, document in enumerate(_documents(source, data), 1):
-        if not is_validation(document.text, data.validation_fraction):
-            n_bytes += sum(len(text.encode()) for text in document.texts)
-            yield from document.texts
+    for number, item in enumerate(_items(source, data), 1):
+        if isinstance(item, TokenDocument):
+            raise DataError(f"{item.origin}: has tokens already; data.tokenizer must name the tokenizer that they are of")
+        if not is_validation(item, data.validation_fraction):
+            n_bytes += sum(len(text.encode()) for text in item.texts)
+            yield from item.texts
         progress(f"tokenizer: reading {source.name}", number, n_bytes)
         if n_bytes >= _TOKENIZER_BYTES:
             return
 
 
-def _require_both_splits(data: DataConfig) -> None:
-    """Refuse a source without text for one of the splits before hours are spent on it; most are through after a few documents."""
+def _require_both_splits(data: DataConfig) -> list[str]:
+    """Refuse a source without text for one of the splits before hours are spent on it; most are through after a few documents.
+
+    Returns:
+        Some texts of each source.
+    """
+    sample: list[str] = []
     for source in data.sources:
-        counts, blank = [0, 0], 0
-        for document in _documents(source, data):
-            if _is_blank(document):
+        counts, blank, size = [0, 0], 0, 0
+        for item in _items(source, data):
+            if is_blank(item):
                 blank += 1
-            else:
-                counts[is_validation(document.text, data.validation_fraction)] += 1
-            if all(counts):
+                continue
+            counts[is_validation(item, data.validation_fraction)] += 1
+            if isinstance(item, Document) and size < _SAMPLE_CHARACTERS:
+                texts = [text[:_SAMPLE_CHARACTERS] for text in item.texts]
+                sample += texts
+                size += sum(map(len, texts))
+            if all(counts) and (size >= _SAMPLE_CHARACTERS or sum(counts) >= _SAMPLE_DOCUMENTS):
                 break
-        else:
+        if not all(counts):
             raise DataError(_explain_empty(source, counts, blank))
+    return sample
 
 
 def _explain_empty(source: SourceConfig, counts: list[int], blank: int) -> str:
@@ -158,81 +267,7 @@ def _explain_empty(source: SourceConfig, counts: list[int], blank: int) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A text, or a part of a long one."""
-
-    text: str
-    split: str
-    ends_text: bool
-    ends_document: bool
-    """The last of a document: of a pair, the end of the target."""
-
-
-def _pack_source(
-    source: SourceConfig, data: DataConfig, tokenizer: Tokenizer, end: int, out: Path, progress: Progress
-) -> dict[str, Any]:
-    dtype = token_dtype(id_count(tokenizer))
-    writers = {split: ShardWriter(out / split / source.name, dtype, data.shard_tokens) for split in SPLITS}
-    counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
-    blank = 0
-
-    def pieces() -> Iterator[_Piece]:
-        nonlocal blank
-        for document in _documents(source, data):
-            if _is_blank(document):
-                blank += 1
-                continue
-            split = SPLITS[is_validation(document.text, data.validation_fraction)]
-            for i, text in enumerate(document.texts, 1):
-                *parts, last = cut(text)
-                yield from (_Piece(part, split, False, False) for part in parts)
-                yield _Piece(last, split, True, i == len(document.texts))
-
-    for batch in _batches(pieces()):
-        encodings = tokenizer.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
-        for piece, encoding in zip(batch, encodings, strict=True):
-            tokens = [*encoding.ids, end] if piece.ends_text else encoding.ids
-            writers[piece.split].add(tokens)
-            count = counts[piece.split]
-            count["documents"] += piece.ends_document
-            count["tokens"] += len(tokens)
-            count["bytes"] += len(piece.text.encode())
-        documents, n_bytes = (sum(count[unit] for count in counts.values()) for unit in ("documents", "bytes"))
-        progress(f"packing {source.name}", documents, n_bytes)
-    packed = {split: {**counts[split], "shards": writers[split].close()} for split in SPLITS}
-    return {"blank_documents": blank, **packed}
-
-
-def cut(text: str) -> list[str]:
-    """A long text in pieces, cut where a line ends and the next begins with a mark (no token of ours spans that), if such a
-    place is near: to encode a text takes some hundred times its size in memory."""
-    pieces: list[str] = []
-    start = 0
-    while len(text) - start > 2 * _PIECE_CHARACTERS:
-        line = _LINE_START.search(text, start + _PIECE_CHARACTERS, start + 2 * _PIECE_CHARACTERS)
-        stop = line.start() if line else start + 2 * _PIECE_CHARACTERS
-        pieces.append(text[start:stop])
-        start = stop
-    return [*pieces, text[start:]]
-
-
-def _documents(source: SourceConfig, data: DataConfig) -> Iterator[Document]:
-    return read_documents(source.path, data.text_key, data.target_key)
-
-
-def _is_blank(document: Document) -> bool:
-    return any(not text or text.isspace() for text in document.texts)
-
-
-def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    batch: list[_Piece] = []
-    characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece.text)
-        if len(batch) == _BATCH_PIECES or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _items(source: SourceConfig, data: DataConfig) -> Iterator[Item]:
+    for unit in plan_units(source.path, data.text_key, data.shard_tokens):
+        for span in unit:
+            yield from read_items(span, data.text_key, data.target_key)

@@ -1,5 +1,9 @@
 """Token shards: files of little-endian uint16 or uint32 tokens, documents one after another, each ended by the end-of-text token.
 
+    00000.bin, 00000-1.bin ...   tokens of the first unit of work; shards but its last have whole blocks
+    00000.idx                    the lengths of its documents, uint32
+    00001.bin ...                of the second
+
 Nothing is padded. The manifest has, for each shard, its length and a CRC-32 of every block, so that what is read can be
 verified at the moment it is read, whatever the size of the corpus.
 """
@@ -7,6 +11,8 @@ verified at the moment it is read, whatever the size of the corpus.
 import os
 import weakref
 import zlib
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +22,11 @@ from numpy.typing import NDArray
 from qianyi.errors import DataError
 
 BLOCK_TOKENS = 1 << 18
-FORMAT = 2
+FORMAT = 3
 """Version of what is described here and of the manifest, which states it."""
+
+INDEX_DTYPE = np.dtype("<u4")
+"""Of the lengths of documents, in tokens."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -26,26 +35,38 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class ShardWriter:
-    """Appends documents to `directory/00000.bin`, `00001.bin`, ..."""
+    """Appends the documents of unit `number` to `directory/00000.bin`, `00000-1.bin`, ... (for number 0)."""
 
-    def __init__(self, directory: Path, dtype: np.dtype[Any], shard_tokens: int):
-        directory.mkdir(parents=True)
-        self._directory, self._dtype = directory, dtype
+    def __init__(self, directory: Path, dtype: np.dtype[Any], shard_tokens: int, number: int = 0):
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory, self._dtype, self._stem = directory, dtype, f"{number:05d}"
         # Whole blocks, so that a shard but the last has no short one.
         self._limit = max(shard_tokens // BLOCK_TOKENS, 1) * BLOCK_TOKENS
         self._waiting: list[NDArray[Any]] = []
         self._waiting_tokens = 0
+        self._lengths, self._open_tokens = array("I"), 0
         self.shards: list[dict[str, Any]] = []
+        self.index: list[dict[str, Any]] = []
+        """Once closed, where the lengths of documents are: file, documents, crc32; empty where there are none."""
 
-    def add(self, tokens: list[int]) -> None:
-        self._waiting.append(np.array(tokens, self._dtype))
+    def add(self, tokens: Sequence[int] | NDArray[Any], ends_document: bool = True) -> None:
+        """A document, or the next piece of one."""
+        self._waiting.append(np.asarray(tokens).astype(self._dtype))
         self._waiting_tokens += len(tokens)
+        self._open_tokens += len(tokens)
+        if ends_document:
+            self._lengths.append(self._open_tokens)
+            self._open_tokens = 0
         if self._waiting_tokens >= BLOCK_TOKENS:
             self._flush(whole_blocks=True)
 
     def close(self) -> list[dict[str, Any]]:
         """Write the rest; descriptions of all shards: file, tokens, crc32 of each block."""
         self._flush(whole_blocks=False)
+        if self._lengths:
+            name, data = f"{self._stem}.idx", np.array(self._lengths, INDEX_DTYPE).tobytes()
+            (self._directory / name).write_bytes(data)
+            self.index = [{"file": name, "documents": len(self._lengths), "crc32": zlib.crc32(data)}]
         return self.shards
 
     def _flush(self, whole_blocks: bool) -> None:
@@ -57,10 +78,12 @@ class ShardWriter:
 
     def _write(self, block: NDArray[Any]) -> None:
         if not self.shards or self.shards[-1]["tokens"] >= self._limit:
-            self.shards.append({"file": f"{len(self.shards):05d}.bin", "tokens": 0, "crc32": []})
+            later = f"-{len(self.shards)}" if self.shards else ""
+            self.shards.append({"file": f"{self._stem}{later}.bin", "tokens": 0, "crc32": []})
         shard = self.shards[-1]
         data = block.tobytes()
-        with (self._directory / shard["file"]).open("ab") as file:
+        # A shard's first block replaces what a killed process may have left there.
+        with (self._directory / shard["file"]).open("ab" if shard["tokens"] else "wb") as file:
             file.write(data)
         shard["tokens"] += len(block)
         shard["crc32"].append(zlib.crc32(data))
@@ -69,13 +92,13 @@ class ShardWriter:
 class TokenStream:
     """All tokens of one source and split, read by position; every block is verified when it is first touched."""
 
-    def __init__(self, directory: Path, dtype: np.dtype[Any], shards: list[dict[str, Any]]):
-        """Open the shards.
+    def __init__(self, directory: Path, dtype: np.dtype[Any], shards: list[dict[str, Any]], index: Sequence[dict[str, Any]] = ()):
+        """Open the shards; `index` says where the lengths of documents are.
 
         Raises:
             DataError: a shard is missing or has not the length that the manifest says.
         """
-        self._dtype = dtype
+        self._dtype, self._index, self._root = dtype, index, directory
         self._paths = [directory / shard["file"] for shard in shards]
         self._crc32 = [shard["crc32"] for shard in shards]
         self._verified = [np.zeros(len(crcs), bool) for crcs in self._crc32]
@@ -110,6 +133,24 @@ class TokenStream:
             self._verify(shard, low, high)
             parts.append(np.frombuffer(self._bytes(shard, low, high), self._dtype))
         return np.concatenate(parts).astype(np.int32)
+
+    def document_tokens(self) -> list[NDArray[np.uint32]]:
+        """Lengths of the documents in order, those of a unit of work in an array each.
+
+        Raises:
+            DataError: an index is missing or corrupt.
+        """
+        return [self._lengths(part) for part in self._index]
+
+    def _lengths(self, part: dict[str, Any]) -> NDArray[np.uint32]:
+        path = self._root / part["file"]
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}. {_MEND}") from None
+        if zlib.crc32(data) != part["crc32"]:
+            raise DataError(f"{path} is corrupt: its CRC-32 is not the manifest's. {_MEND}")
+        return np.frombuffer(data, INDEX_DTYPE)
 
     def _bytes(self, shard: int, low: int, high: int) -> bytes:
         # Plain reads, not a memory map: a map of a file that is cut short under it kills the process. And a file is open just

@@ -22,7 +22,9 @@ Json = dict[str, Any]
 MANIFEST = "manifest.json"
 
 
-def run_stage(out: Path, settings: Json, input_times: dict[str, int], build: Callable[[Path], Json]) -> Json:
+def run_stage(
+    out: Path, settings: Json, input_times: dict[str, int], build: Callable[[Path], Json], resumable: bool = False
+) -> Json:
     """Make `out` with `build(directory) -> results`, unless it is there with the same settings.
 
     Args:
@@ -30,6 +32,7 @@ def run_stage(out: Path, settings: Json, input_times: dict[str, int], build: Cal
         settings: all that determines the output, the inputs among them (see `describe_files`).
         input_times: when the inputs were last changed; noted, so that the next run need not read those that are as old.
         build: fills an empty directory.
+        resumable: what an interrupted build with the same settings left is there again when `build` is called.
 
     Returns:
         The manifest: `settings`, `input_times` and the results.
@@ -46,14 +49,18 @@ def run_stage(out: Path, settings: Json, input_times: dict[str, int], build: Cal
         with lock(_beside(out, "lock")):
             if manifest := _made_with(out, settings, input_times):
                 return manifest
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
+            if not (resumable and partial.is_dir() and _begun_with(out, settings)):
+                shutil.rmtree(partial, ignore_errors=True)
+                write_json(_beside(out, "begun"), settings)
+                partial.mkdir()
             manifest = {"settings": settings, "input_times": input_times, **build(partial)}
             write_json(partial / MANIFEST, manifest)
             _put_in_place(partial, out)
+            _beside(out, "begun").unlink()
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            shutil.rmtree(partial, ignore_errors=True)
+            if not resumable:
+                shutil.rmtree(partial, ignore_errors=True)
             raise ResourceError(f"{out}: the disk is full; free some room and run the same command again") from None
         raise DataError(f"{error.filename or out}: {error.strerror or error}") from None
     return manifest
@@ -127,12 +134,22 @@ def _made_with(out: Path, settings: Json, input_times: dict[str, int]) -> Json |
     manifest = read_manifest(out)
     if manifest["settings"] != settings:
         return None
-    shutil.rmtree(_beside(out, "old"), ignore_errors=True)  # of a run that was ended just before it did that
+    with suppress(OSError):  # of a run that was ended just before it did that
+        shutil.rmtree(_beside(out, "old"), ignore_errors=True)
+        _beside(out, "begun").unlink(missing_ok=True)
     if manifest["input_times"] != input_times:
         manifest["input_times"] = input_times
         with suppress(OSError):  # where it cannot be written, the inputs are read again the next time
             write_json(out / MANIFEST, manifest)
     return manifest
+
+
+def _begun_with(out: Path, settings: Json) -> bool:
+    """Was what is being built in the place of `out` begun with these settings."""
+    try:
+        return json.loads(_beside(out, "begun").read_text(encoding="utf-8")) == settings
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _beside(out: Path, kind: str) -> Path:

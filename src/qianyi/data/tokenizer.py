@@ -15,6 +15,9 @@ _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "[SEP]")
 MIN_VOCAB_SIZE = 257
 """All bytes and the end-of-text token."""
 
+_PIECE_CHARACTERS = 1 << 19
+_LINE_START = re.compile(r"(?<=\n)(?=\S)")
+
 # Where a token may end at the latest: English contractions; a word with the character before it; up to three digits; a run of marks
 # with the line ends after it; line ends; blanks. A run of Chinese characters is one word, in which BPE finds the frequent phrases.
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -67,6 +70,19 @@ def load_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def cut(text: str) -> list[str]:
+    """A long text in pieces, cut where a line ends and the next begins with a mark (no token of ours spans that), if such a
+    place is near: to encode a text takes some hundred times its size in memory."""
+    pieces: list[str] = []
+    start = 0
+    while len(text) - start > 2 * _PIECE_CHARACTERS:
+        line = _LINE_START.search(text, start + _PIECE_CHARACTERS, start + 2 * _PIECE_CHARACTERS)
+        stop = line.start() if line else start + 2 * _PIECE_CHARACTERS
+        pieces.append(text[start:stop])
+        start = stop
+    return [*pieces, text[start:]]
 
 
 def end_token(tokenizer: Tokenizer, path: Path) -> int:
