@@ -40,7 +40,7 @@ def fasttext_right(s: LabelledSet, directory: Path) -> Right:
     labels = sorted({label for _, label in s.train})
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
         lines = (f"__label__{labels.index(label)} {text}\n" for text, (_, label) in zip(spaced(s.train), s.train, strict=True))
-        file.writelines(lines)
+        file.writelines(np.random.default_rng(0).permutation(list(lines)).tolist())  # the program reads them in order
         file.flush()
         model = fasttext.train_supervised(file.name, dim=32, wordNgrams=2, epoch=20, lr=0.5, minCount=1, verbose=0, thread=1)
     said, _ = model.predict(spaced(s.test))
