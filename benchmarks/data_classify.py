@@ -44,7 +44,9 @@ def fasttext_right(s: LabelledSet, directory: Path) -> Right:
         file.flush()
         model = fasttext.train_supervised(file.name, dim=32, wordNgrams=2, epoch=20, lr=0.5, minCount=1, verbose=0, thread=1)
     said, _ = model.predict(spaced(s.test))
-    return np.array([labels[int(one[0].removeprefix("__label__"))] == label for one, (_, label) in zip(said, s.test, strict=True)])
+    return np.array(
+        [labels[int(one[0].removeprefix("__label__"))] == label for one, (_, label) in zip(said, s.test, strict=True)]
+    )
 
 
 def svc_right(s: LabelledSet) -> Right:
@@ -75,7 +77,10 @@ def main() -> None:
     asked = parser.parse_args()
     for name in asked.sets.split(","):
         s = SETS[name](asked.directory)
-        print(f"{name}: {len(s.train):,} + {len(s.test):,} texts, {s.left_out:,} left out, {len({x for _, x in s.train})} labels", flush=True)
+        print(
+            f"{name}: {len(s.train):,} + {len(s.test):,} texts, {s.left_out:,} left out, {len({x for _, x in s.train})} labels",
+            flush=True,
+        )
         ways: dict[str, Callable[[], Right]] = {"svc (scikit-learn)": lambda s=s: svc_right(s)}
         if asked.fasttext:
             ways["fasttext (program)"] = lambda s=s: fasttext_right(s, asked.fasttext)

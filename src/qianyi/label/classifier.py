@@ -1,7 +1,7 @@
 """Classifiers of texts: trained, kept in a directory, read again.
 
-    DIR/classifier.json    kind, labels, sizes, members and their weights
-    DIR/weights.npz        arrays; of an ensemble, DIR/MEMBER/ holds each member
+DIR/classifier.json    kind, labels, sizes, members and their weights
+DIR/weights.npz        arrays; of an ensemble, DIR/MEMBER/ holds each member
 """
 
 import json
@@ -25,6 +25,8 @@ MEMBERS: tuple[Kind, ...] = ("tfidf", "fasttext", "transformer")
 """Of an ensemble: what counts n-grams, what averages them, and what reads them in order."""
 HELD_SHARE = 0.1
 """Of labelled texts, by which the best epoch and the weights of an ensemble are chosen."""
+STEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3)
+"""Weights that a member of an ensemble may have. They need not sum to one, since members think too much or too little of what they know."""
 FEWEST = 20
 """Labelled texts with which training starts."""
 FORMAT = 1
@@ -55,7 +57,9 @@ class Ensemble:
         return combined([member.log_probabilities(texts) for member in self.members.values()], self.weights)
 
 
-def train_classifier(kind: Kind, texts: pa.Array, given: Sequence[str], progress: Progress = lambda _: None, seed: int = 0) -> Classifier:
+def train_classifier(
+    kind: Kind, texts: pa.Array, given: Sequence[str], progress: Progress = lambda _: None, seed: int = 0
+) -> Classifier:
     """Learns from labelled texts.
 
     A tenth of them is held out to choose the epoch of a network and the weights of an ensemble, whose members of n-grams then learn from all.
@@ -64,9 +68,11 @@ def train_classifier(kind: Kind, texts: pa.Array, given: Sequence[str], progress
         DataError: too few texts, or only one label.
     """
     if len(texts) < FEWEST:
-        raise DataError(f"{len(texts)} labelled texts are too few to learn from: at least {FEWEST}; `qianyi data review` asks for more")
+        raise DataError(
+            f"{len(texts)} labelled texts are too few to learn from: at least {FEWEST}; `qianyi data review` asks for more"
+        )
     targets, labels = targets_of(given)
-    if len(labels) < 2:
+    if len(labels) == 1:
         raise DataError(f"all {len(texts)} texts have the label `{labels[0]}`: a classifier needs at least two labels")
     if kind == "ensemble":
         return _train_ensemble(texts, targets, labels, progress, seed)
@@ -120,13 +126,12 @@ def _split(targets: Labels, seed: int) -> tuple[Any, Any]:
 
 
 def best_weights(heard: list[Floats], targets: Labels) -> tuple[float, ...]:
-    """Of members, by tenths, those that sum to one with the largest likelihood of the targets."""
-    tenths = [w for w in product(range(11), repeat=len(heard)) if sum(w) == 10]
+    """Of members, those with the largest likelihood of the targets, from a grid of `STEPS`."""
 
-    def loss(weights: tuple[int, ...]) -> float:
-        return -float(combined(heard, [w / 10 for w in weights])[np.arange(len(targets)), targets].mean())
+    def loss(weights: tuple[float, ...]) -> float:
+        return -float(combined(heard, weights)[np.arange(len(targets)), targets].mean())
 
-    return tuple(w / 10 for w in min(tenths, key=loss))
+    return min(product(STEPS, repeat=len(heard)), key=loss)
 
 
 def combined(heard: Sequence[Floats], weights: Sequence[float]) -> Floats:
@@ -143,7 +148,7 @@ def save_classifier(classifier: Classifier, directory: Path) -> None:
             save_classifier(member, directory / name)
         about |= {"kind": "ensemble", "weights": dict(zip(classifier.members, classifier.weights, strict=True))}
     elif isinstance(classifier, FastText | Tfidf | Network):
-        np.savez(directory / "weights.npz", **classifier.arrays())
+        np.savez(directory / "weights.npz", **classifier.arrays())  # pyright: ignore[reportArgumentType]
         about["kind"] = type(classifier).__name__.lower()
         if isinstance(classifier, Network):
             about |= {"kind": classifier.shape.kind, "shape": asdict(classifier.shape)}

@@ -106,12 +106,15 @@ def bill_of(answers: dict[str, Json], endpoint: Endpoint) -> Bill:
 
 
 def label_in(answer: str, labels: tuple[str, ...]) -> str:
-    """The one label that an answer names, "" if it is not one: the whole answer, else the only label that occurs in it as a word."""
+    """The one label that an answer names, "" if it is not one: the whole answer, else the only label that occurs in it (of Latin letters, as a
+    word)."""
     plain = answer.strip().strip("\"'`.*。“”「」 ").casefold()
     for label in labels:
         if plain == label.casefold():
             return label
-    found = [label for label in labels if re.search(rf"(?<!\w){re.escape(label.casefold())}(?!\w)", answer.casefold())]
+    found = [
+        label for label in labels if re.search(rf"(?<![a-z0-9_]){re.escape(label.casefold())}(?![a-z0-9_])", answer.casefold())
+    ]
     return found[0] if len(found) == 1 else ""
 
 
@@ -125,7 +128,9 @@ def _known(journal: Path, endpoint: Endpoint) -> dict[str, Json]:
     known: dict[str, Json] = {}
     for line, record in enumerate(read_records(journal), 1):
         if record.get("asked") != endpoint.asked:
-            raise DataError(f"{journal}:{line}: answers to another question, model or labels; give another journal, or delete this one")
+            raise DataError(
+                f"{journal}:{line}: answers to another question, model or labels; give another journal, or delete this one"
+            )
         known[record["id"]] = {name: record[name] for name in ("label", "answer", "input_tokens", "output_tokens")}
     return known
 
@@ -147,14 +152,18 @@ def _ask(endpoint: Endpoint, text: str) -> Json:
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace').strip()}"
             if error.code not in RETRIED:
-                raise DataError(f"{endpoint.url}: refuses the question ({problem}); check --endpoint, --model and the key") from None
+                raise DataError(
+                    f"{endpoint.url}: refuses the question ({problem}); check --endpoint, --model and the key"
+                ) from None
             after = error.headers.get("Retry-After", "")
         except (OSError, ValueError, LookupError, TypeError) as error:
             problem, after = f"{type(error).__name__}: {error}", ""
         if attempt + 1 < endpoint.tries:
             pause = endpoint.first_wait_seconds * 2**attempt * random.uniform(0.5, 1)
             time.sleep(max(pause, float(after) if after.isdigit() else 0.0))
-    raise ResourceError(f"{endpoint.url}: no answer after {endpoint.tries} tries ({problem}); run again later, it goes on from here")
+    raise ResourceError(
+        f"{endpoint.url}: no answer after {endpoint.tries} tries ({problem}); run again later, it goes on from here"
+    )
 
 
 def _post(endpoint: Endpoint, body: Json) -> Any:
@@ -169,5 +178,8 @@ def _post(endpoint: Endpoint, body: Json) -> Any:
 
 def _reading(reply: Any, labels: tuple[str, ...]) -> Json:
     answer, usage = str(reply["choices"][0]["message"]["content"]), reply.get("usage") or {}
-    tokens = {f"{ours}_tokens": int(usage.get(f"{theirs}_tokens", 0)) for ours, theirs in (("input", "prompt"), ("output", "completion"))}
+    tokens = {
+        f"{ours}_tokens": int(usage.get(f"{theirs}_tokens", 0))
+        for ours, theirs in (("input", "prompt"), ("output", "completion"))
+    }
     return {"label": label_in(answer, labels), "answer": answer, **tokens}

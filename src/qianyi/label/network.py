@@ -1,10 +1,10 @@
 """Networks that classify texts, trained on the processor within minutes: a small Transformer, and convolutions over characters."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +160,7 @@ def _fit(
         wanted = jnp.eye(n_labels)[target] * (1 - shape.smoothing) + shape.smoothing / n_labels
         loss = lambda p: optax.softmax_cross_entropy(logits(p, seen, drop), wanted).mean()  # noqa: E731
         update, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, update), state
+        return cast(Tree, optax.apply_updates(params, update)), state
 
     with _one_device():
         state, n = optimizer.init(params), 0

@@ -1,4 +1,4 @@
-"""Words of scripts that put no spaces: neighbours that occur together far more often than apart are joined.
+"""Words of Chinese: neighbours that occur together far more often than apart are joined.
 
 Mikolov et al. 2013 (see `word2vec`), section 4, in passes: the first makes words of two characters, the second of up to four. Nothing is joined
 across a space or a mark, so words of alphabets stay as they are.
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qianyi.label.kernels import kernel
 from qianyi.label.units import Hashes, Offsets, Spans, Units, spanned_units
-from qianyi.label.vocabulary import Rows, Vocabulary, count_units, make_vocabulary
+from qianyi.label.vocabulary import Vocabulary, count_units, make_vocabulary
 
 PASSES = 2
 
@@ -67,15 +67,19 @@ def _join(units: Units, spans: Spans, data: NDArray[np.uint8], joined: Vocabular
     found = int(_touching(units.hashes, units.offsets, spans.starts, spans.stops, data, pairs, first))
     is_pair = np.zeros(n, np.bool_)
     is_pair[first[:found]] = joined.rows(pairs[:found]) >= 0
-    hashes, starts, stops, offsets = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.int64), np.zeros_like(units.offsets)
+    hashes, starts, stops, offsets = (
+        np.empty(n, np.uint64),
+        np.empty(n, np.int64),
+        np.empty(n, np.int64),
+        np.zeros_like(units.offsets),
+    )
     kept = int(_merge(units.hashes, units.offsets, spans.starts, spans.stops, is_pair, hashes, starts, stops, offsets))
     return Units(hashes[:kept], offsets), Spans(starts[:kept], stops[:kept])
 
 
 @kernel
-def _pair(left: int, right: int) -> np.uint64:
-    h = np.uint64(left)
-    return (h ^ (h >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(right)
+def _pair(left: np.uint64, right: np.uint64) -> np.uint64:
+    return (left ^ (left >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + right
 
 
 @kernel

@@ -1,7 +1,7 @@
 """Labels by people: which texts are asked, who said what, where they differ and what was decided.
 
-    DIR/review.json     labels, annotators, the texts to be labelled, in order
-    DIR/labels.jsonl    what annotators did: grows only; undoing adds a line, too
+DIR/review.json     labels, annotators, the texts to be labelled, in order
+DIR/labels.jsonl    what annotators did: grows only; undoing adds a line, too
 """
 
 import json
@@ -124,7 +124,9 @@ def start_review(directory: Path, items: Sequence[Item], labels: Sequence[str], 
     """
     labels, annotators = tuple(dict.fromkeys(labels)), tuple(annotators)
     if len(annotators) != 2 or len(set(annotators)) != 2 or DECIDED in annotators or not all(annotators):
-        raise DataError(f"a review has two annotators with names of their own (none is `{DECIDED}`), not: {', '.join(annotators)}")
+        raise DataError(
+            f"a review has two annotators with names of their own (none is `{DECIDED}`), not: {', '.join(annotators)}"
+        )
     if not 2 <= len(labels) <= 26:
         raise DataError(f"a review has 2 to 26 labels, not {len(labels)}: give them as --labels good,bad")
     old: tuple[Item, ...] = ()

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qianyi.label.linear import Floats
-
+Floats = NDArray[np.float32]
 UNSURE_SHARE = 0.5
 
 
@@ -17,15 +16,15 @@ def uncertainty(log_probabilities: Floats) -> NDArray[np.float64]:
 
 
 def stratified(strata: Sequence[str], n: int, seed: int) -> list[int]:
-    """n indices in random order, as equally many of each stratum as there are: rare ones are all taken, the rest is shared by the others."""
+    """n indices in random order, as many of each stratum as of any other while it lasts."""
     random = np.random.default_rng(seed)
     members = {name: list[int]() for name in sorted(set(strata))}
-    for i in random.permutation(len(strata)).tolist():
+    for i in map(int, random.permutation(len(strata))):
         members[strata[i]].append(i)
     chosen = list[int]()
     while len(chosen) < min(n, len(strata)):
         left = [name for name in members if members[name]]
-        for k in random.permutation(len(left)).tolist():
+        for k in map(int, random.permutation(len(left))):
             if len(chosen) < n:
                 chosen.append(members[left[k]].pop())
     return chosen

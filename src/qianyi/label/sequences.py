@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from qianyi.label.kernels import kernel
 from qianyi.label.units import Bytes, Offsets, Units, lowered, units_of
 from qianyi.label.units import read as read_character
-from qianyi.label.vocabulary import Rows, Vocabulary
+from qianyi.label.vocabulary import Vocabulary
 
 PADDING, UNKNOWN, FIRST = 0, 1, 2
 """Numbers of what fills up, of what has no row, and of row 0."""

@@ -17,7 +17,9 @@ def labelling_config(labels: tuple[str, ...]) -> str:
     from xml.sax.saxutils import quoteattr  # noqa: PLC0415
 
     choices = "".join(f"<Choice value={quoteattr(label)}/>" for label in labels)
-    return f'<View><Text name="{TO}" value="$text"/><Choices name="{FROM}" toName="{TO}" choice="single">{choices}</Choices></View>'
+    return (
+        f'<View><Text name="{TO}" value="$text"/><Choices name="{FROM}" toName="{TO}" choice="single">{choices}</Choices></View>'
+    )
 
 
 def to_studio(review: Review) -> list[Json]:
@@ -48,7 +50,9 @@ def from_studio(path: Path) -> tuple[list[Item], list[tuple[str, str, str]]]:
     except ValueError as error:
         raise DataError(f"{path}: broken JSON ({error}); export the project from Label Studio as JSON") from None
     if not isinstance(tasks, list):
-        raise DataError(f"{path}: expected a list of tasks, found {type(tasks).__name__}; export the project as JSON, not JSON-MIN")
+        raise DataError(
+            f"{path}: expected a list of tasks, found {type(tasks).__name__}; export the project as JSON, not JSON-MIN"
+        )
     items, said = list[Item](), list[tuple[str, str, str]]()
     for number, task in enumerate(tasks, 1):
         where = f"{path} task {number}"

@@ -16,8 +16,6 @@ Bytes = NDArray[np.uint8]
 Hashes = NDArray[np.uint64]
 Offsets = NDArray[np.int64]
 
-_SPACE, _WORD, _ALONE = 0, 1, 2
-
 
 class Units(NamedTuple):
     """Units of some texts, one text after the other."""
@@ -40,7 +38,7 @@ class Spans(NamedTuple):
 
 def lowered(texts: pa.Array) -> tuple[Bytes, Offsets]:
     """UTF-8 of all texts in lower case, one after the other, and the offset of each [texts + 1]. A missing text is empty."""
-    strings = pc.utf8_lower(pc.fill_null(texts, "")).cast(pa.large_string())
+    strings = pc.call_function("utf8_lower", [pc.fill_null(texts, "")]).cast(pa.large_string())
     if isinstance(strings, pa.ChunkedArray):
         strings = strings.combine_chunks()
     _, offsets, data = strings.buffers()
@@ -96,37 +94,36 @@ def _hash(data: Bytes, start: int, stop: int) -> np.uint64:
 @kernel
 def read(data: Bytes, i: int) -> tuple[int, int]:
     """The code point at a byte, and how many bytes it takes."""
-    b = np.int64(data[i])
+    b = int(data[i])
     if b < 0x80:
         return b, 1
     if b < 0xE0:
-        return (b & 0x1F) << 6 | (np.int64(data[i + 1]) & 0x3F), 2
+        return (b & 0x1F) << 6 | (int(data[i + 1]) & 0x3F), 2
     if b < 0xF0:
-        return (b & 0x0F) << 12 | (np.int64(data[i + 1]) & 0x3F) << 6 | (np.int64(data[i + 2]) & 0x3F), 3
-    high = (b & 0x07) << 18 | (np.int64(data[i + 1]) & 0x3F) << 12
-    return high | (np.int64(data[i + 2]) & 0x3F) << 6 | (np.int64(data[i + 3]) & 0x3F), 4
+        return (b & 0x0F) << 12 | (int(data[i + 1]) & 0x3F) << 6 | (int(data[i + 2]) & 0x3F), 3
+    high = (b & 0x07) << 18 | (int(data[i + 1]) & 0x3F) << 12
+    return high | (int(data[i + 2]) & 0x3F) << 6 | (int(data[i + 3]) & 0x3F), 4
 
 
 @kernel
-def _kind(c: int) -> int:
-    """Whether a code point is space, part of a word, or a unit of its own (a mark, or of a script without spaces)."""
+def _is_space(c: int) -> bool:
+    control = c <= 32 or 0x7F <= c <= 0xA0
+    return control or c in (0x3000, 0xFEFF) or 0x2000 <= c <= 0x200F or 0x2028 <= c <= 0x202F
+
+
+@kernel
+def _is_alone(c: int) -> bool:
+    """Whether a code point that is no space is a unit of its own: a mark, or of a script without spaces."""
     if c < 0x80:
-        if 97 <= c <= 122 or 48 <= c <= 57 or 65 <= c <= 90:
-            return _WORD
-        return _SPACE if c <= 32 or c == 127 else _ALONE
-    if c in (0xA0, 0x3000, 0xFEFF) or 0x80 <= c < 0xA0 or 0x2000 <= c <= 0x200F or 0x2028 <= c <= 0x202F:
-        return _SPACE
+        return not (97 <= c <= 122 or 48 <= c <= 57 or 65 <= c <= 90)
     if c < 0xC0:
-        return _WORD if c in (0xAA, 0xB5, 0xBA) else _ALONE
-    if c in (0xD7, 0xF7) or 0x2010 <= c <= 0x206F or 0x2100 <= c <= 0x2BFF or 0x2E80 <= c <= 0xA4CF:
-        return _ALONE  # general marks and symbols; radicals, Han, kana, bopomofo, Yi
-    if 0x0E00 <= c <= 0x0EFF or 0x1000 <= c <= 0x109F or 0x1780 <= c <= 0x17FF or 0xAC00 <= c <= 0xD7AF:
-        return _ALONE  # Thai, Lao, Burmese, Khmer; Hangul syllables
-    if 0xF900 <= c <= 0xFAFF or 0xFE30 <= c <= 0xFE6F or c >= 0x1F000:
-        return _ALONE  # Han again, vertical and small marks; emoji and all later Han
+        return not (c in (0xAA, 0xB2, 0xB3, 0xB5, 0xB9, 0xBA) or 0xBC <= c <= 0xBE)
     if 0xFF00 <= c <= 0xFFEF:
-        return _WORD if 0xFF10 <= c <= 0xFF19 or 0xFF21 <= c <= 0xFF3A or 0xFF41 <= c <= 0xFF5A else _ALONE
-    return _WORD
+        return not (0xFF10 <= c <= 0xFF19 or 0xFF21 <= c <= 0xFF3A or 0xFF41 <= c <= 0xFF5A)
+    mark = c in (0xD7, 0xF7) or 0x2010 <= c <= 0x206F or 0x2100 <= c <= 0x2BFF or 0xFE30 <= c <= 0xFE6F or 0x1F000 <= c < 0x20000
+    han = 0x2E80 <= c <= 0xA4CF or 0xF900 <= c <= 0xFAFF or c >= 0x20000  # with radicals, kana, bopomofo and Yi
+    southeast = 0x0E00 <= c <= 0x0EFF or 0x1000 <= c <= 0x109F or 0x1780 <= c <= 0x17FF  # Thai, Lao; Burmese; Khmer
+    return mark or han or southeast or 0xAC00 <= c <= 0xD7AF  # Hangul syllables
 
 
 @kernel
@@ -134,20 +131,19 @@ def _next(data: Bytes, i: int, end: int) -> tuple[int, int]:
     """Start and stop of the first unit at or after byte i; start = end: there is none."""
     while i < end:
         c, width = read(data, i)
-        kind = _kind(c)
-        if kind == _ALONE:
-            return i, i + width
-        if kind == _WORD:
+        if not _is_space(c):
             stop = i + width
+            if _is_alone(c):
+                return i, stop
             while stop < end:
                 c, width = read(data, stop)
                 # An apostrophe between ASCII letters belongs to the word: don't.
                 if c == 39 and stop + 1 < end and 97 <= data[stop + 1] <= 122 and 97 <= data[stop - 1] <= 122:
                     stop += 1
-                elif _kind(c) == _WORD:
-                    stop += width
-                else:
+                elif _is_space(c) or _is_alone(c):
                     break
+                else:
+                    stop += width
             return i, stop
         i += width
     return end, end

@@ -7,6 +7,7 @@ negative sampling, 2.3 subsampling of frequent words, 4 phrases (which make word
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from qianyi.errors import DataError
 from qianyi.label.kernels import fast_kernel, kernel
-from qianyi.label.units import Hashes, Offsets, Units, spanned_units
+from qianyi.label.units import Offsets, Units, spanned_units
 from qianyi.label.vocabulary import Rows, Vocabulary, count_units, make_vocabulary
 
 Floats = NDArray[np.float32]
@@ -38,10 +39,14 @@ class WordVectors:
 
     def rows(self, words: list[str]) -> list[int]:
         """Of words, -1 for those that are not in it."""
-        index = {word: i for i, word in enumerate(self.words)}
-        return [index.get(word, -1) for word in words]
+        return [self.index.get(word, -1) for word in words]
 
-    @property
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Row of each word."""
+        return {word: i for i, word in enumerate(self.words)}
+
+    @cached_property
     def directions(self) -> Floats:
         """The vectors, of length one."""
         return self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-9)
@@ -121,7 +126,9 @@ def vectors_of_rows(units: Units, vocabulary: Vocabulary, width: int, *, epochs:
     return _train(rows, offsets, vocabulary, width, 5, 5, epochs, 0.025, 1e-3, 1, seed)
 
 
-def word_strings(units: Units, vocabulary: Vocabulary, starts: Offsets, stops: Offsets, data: NDArray[np.uint8]) -> tuple[str, ...]:
+def word_strings(
+    units: Units, vocabulary: Vocabulary, starts: Offsets, stops: Offsets, data: NDArray[np.uint8]
+) -> tuple[str, ...]:
     """The letters of each row of a vocabulary, from where it first occurs."""
     first = np.full(len(vocabulary), -1, np.int64)
     _first(vocabulary.rows(units.hashes), first)
@@ -158,7 +165,9 @@ def _train(
             for thread in range(n_threads):
                 span = bounds[first + thread], bounds[first + thread + 1]
                 state = int(random.integers(1, 1 << 62))
-                jobs.append(pool.submit(_skip_gram, table, context, rows, offsets, *span, keep, noise, window, negative, now, state))
+                jobs.append(
+                    pool.submit(_skip_gram, table, context, rows, offsets, *span, keep, noise, window, negative, now, state)
+                )
             for job in jobs:
                 job.result()
     return table
