@@ -28,3 +28,9 @@ class CheckpointError(QianyiError):
 
 class ResourceError(QianyiError):
     """The machine lacks something: devices, disk space, memory."""
+
+
+class StoppedError(QianyiError):
+    """Ctrl-C; what was finished is kept, and the same command goes on."""
+
+    exit_code = 130

@@ -43,7 +43,7 @@ def run_stage(out: Path, settings: Json, input_times: dict[str, int], build: Cal
     partial = _beside(out, "partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(_beside(out, "lock")):
+        with lock(_beside(out, "lock")):
             if manifest := _made_with(out, settings, input_times):
                 return manifest
             shutil.rmtree(partial, ignore_errors=True)
@@ -142,17 +142,18 @@ def _beside(out: Path, kind: str) -> Path:
 def _put_in_place(partial: Path, out: Path) -> None:
     """What is complete and on disk takes the place of what was there."""
     for path in (*partial.rglob("*"), partial):
-        _force_to_disk(path)
+        force_to_disk(path)
     old = _beside(out, "old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
     partial.rename(out)
-    _force_to_disk(out.parent)
+    force_to_disk(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _force_to_disk(path: Path) -> None:
+def force_to_disk(path: Path) -> None:
+    """Wait until a file's content, or a directory's entries, survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -161,8 +162,12 @@ def _force_to_disk(path: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Generator[None]:
-    """Wait for a lock that the system releases when its holder ends, however it ends."""
+def lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Generator[None]:
+    """Wait for a lock that the system releases when its holder ends, however it ends; say so, if another holds it."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
