@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ def make_pipeline(root: Path) -> Path:
 RULES = {"2-clean": "too_short", "3-dedup": "exact_duplicate"}
 
 
+@cache
 def texts(source: str) -> list[str]:
     """Shakespeare and 三国演义; the notes are pieces of both, some of them copied several times, with mail addresses."""
     if source != "notes":
@@ -55,11 +57,10 @@ def clean(unit: Json, _: Json, writer: Writer) -> None:
             "label_language": pa.array(["zh" if share < 0.05 else "en" for share in spaces]),
             "pii_email": pa.array([text.count("@example") for text in rows], pa.int64()),
         }
-        for name, column in columns.items():
-            batch = batch.append_column(name, column)
+        measured = pa.RecordBatch.from_arrays([*batch.columns, *columns.values()], names=[*batch.schema.names, *columns])
         lengths = pc.utf8_length(batch["text"])
         good = pc.greater_equal(lengths, MIN_CHARACTERS)
-        writer.keep(batch.filter(good))
+        writer.keep(measured.filter(good))
         bad = pc.invert(good)
         details = [f"{n} characters, at least {MIN_CHARACTERS}" for n in lengths.filter(bad).to_pylist()]
         writer.drop(batch.filter(bad), "too_short", details)

@@ -78,7 +78,8 @@ def render(found: Inspected) -> str:
     """The page as text."""
     template = resources.files("qianyi.corpus.inspect").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"count": count, "size": size, "share": share, "duration": duration, "lang": language_of, "pretty": pretty}
+    filters: dict[str, Any] = environment.filters
+    filters |= {"count": count, "size": size, "share": share, "duration": duration, "lang": language_of, "pretty": pretty}
     shown, hidden = _histograms(found)
     page = environment.from_string(template).render(
         t=bilingual,
@@ -110,7 +111,11 @@ def summary(found: Inspected) -> list[str]:
 
 def size(n_bytes: float) -> str:
     """Of text, in decimal units."""
-    return f"{count(n_bytes)}B".replace("k", " k").replace("MB", " MB").replace("BB", " GB").replace("TB", " TB") if n_bytes >= 1000 else f"{n_bytes:.0f} B"
+    return (
+        f"{count(n_bytes)}B".replace("k", " k").replace("MB", " MB").replace("BB", " GB").replace("TB", " TB")
+        if n_bytes >= 1000
+        else f"{n_bytes:.0f} B"
+    )
 
 
 def share(part: float, whole: float) -> str:
@@ -161,7 +166,9 @@ def _rules(stage: Stage) -> list[Rule]:
 
 def _before(found: Inspected, column: str) -> Stage | None:
     """The first stage that has a column, if that is not the last."""
-    first = next((stage for stage in found.stages if column in stage.kept.numbers or column in stage.kept.words), found.stages[-1])
+    first = next(
+        (stage for stage in found.stages if column in stage.kept.numbers or column in stage.kept.words), found.stages[-1]
+    )
     return first if first is not found.stages[-1] else None
 
 

@@ -54,7 +54,7 @@ class Sketch:
         """How many lie in [edges[i], edges[i + 1]); those outside of all are in the first and the last."""
         values = np.array([_value(key) for key in self.counts])
         if self.integral:
-            values = np.round(values) if self.high < PER_OCTAVE else values
+            values = np.round(values)
         weights = np.array(list(self.counts.values()), np.int64)
         where = np.clip(np.searchsorted(edges, values, "right") - 1, 0, len(edges) - 2)
         return np.bincount(where, weights, len(edges) - 1).astype(np.int64).tolist()

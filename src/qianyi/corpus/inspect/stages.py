@@ -82,7 +82,9 @@ def numbered(path: Path) -> list[Path]:
         DataError: there is no such directory, or it cannot be read.
     """
     try:
-        found = [(int(match[1]), entry) for entry in path.iterdir() if (match := _NUMBERED.fullmatch(entry.name)) and entry.is_dir()]
+        found = [
+            (int(match[1]), entry) for entry in path.iterdir() if (match := _NUMBERED.fullmatch(entry.name)) and entry.is_dir()
+        ]
     except FileNotFoundError:
         raise DataError(f"{path}: no such directory") from None
     except OSError as error:
@@ -120,4 +122,7 @@ def _tokens(directory: Path) -> dict[str, Json]:
     if not all("train" in source for source in sources.values()):
         return {}
     splits = {name: [source[split] for split in ("train", "validation") if split in source] for name, source in sources.items()}
-    return {name: {key: sum(part[key] for part in parts) for key in ("documents", "tokens", "bytes")} for name, parts in splits.items()}
+    return {
+        name: {key: sum(part[key] for part in parts) for key in ("documents", "tokens", "bytes")}
+        for name, parts in splits.items()
+    }

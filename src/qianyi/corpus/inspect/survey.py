@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import xxhash
 from numpy.typing import NDArray
 
 from qianyi.corpus.document import DOCUMENT, read_batches
 from qianyi.corpus.inspect.sketch import Sketch
 
+pc: Any = pyarrow.compute  # it makes its functions as it is imported
 SAMPLES = 3
 """Of each source and of each reason."""
 SAMPLE_CHARACTERS = 600
@@ -43,7 +44,7 @@ class Samples:
 
     def add(self, groups: Sequence[str], hashes: NDArray[np.uint64], sample: Callable[[int], Sample]) -> None:
         """Documents of a batch: group and hash of each, and how one is read."""
-        names, codes = np.unique(np.array(groups, object), return_inverse=True)
+        names, codes = _coded(groups)
         bounds = np.array([self._bound(name) for name in names], np.uint64)
         wanted = np.flatnonzero(hashes <= bounds[codes])
         for row in wanted[np.argsort(hashes[wanted], kind="stable")].tolist():
@@ -88,12 +89,14 @@ class Documents:
 
     @property
     def total(self) -> Amount:
-        amounts = self.sources.values()
-        licences: Counter[str] = Counter()
-        for amount in amounts:
-            licences += amount.licences
-        fields = ("documents", "text_bytes", "characters", "research_only")
-        return Amount(*(sum(getattr(amount, name) for amount in amounts) for name in fields), licences)
+        total = Amount()
+        for amount in self.sources.values():
+            total.documents += amount.documents
+            total.text_bytes += amount.text_bytes
+            total.characters += amount.characters
+            total.research_only += amount.research_only
+            total.licences += amount.licences
+        return total
 
 
 @dataclass
@@ -162,7 +165,7 @@ def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
 def _add_amounts(
     found: defaultdict[str, Amount], batch: pa.RecordBatch, sources: list[str], lengths: NDArray[np.float64]
 ) -> None:
-    names, codes = np.unique(np.array(sources, object), return_inverse=True)
+    names, codes = _coded(sources)
     licences = batch["licence"].to_pylist()
     sums = [
         np.bincount(codes, weights, len(names)).astype(np.int64)
@@ -188,6 +191,12 @@ def _add_column(found: Documents, name: str, column: pa.Array) -> None:
             found.words[name][_word(value["values"])] += value["counts"]
 
 
+def _coded(groups: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """Names, and for each row the place of its name."""
+    names, codes = np.unique(np.array(groups, object), return_inverse=True)
+    return names.tolist(), codes
+
+
 def _word(value: Any) -> str:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else value
 
@@ -200,4 +209,4 @@ def sample_of(batch: pa.RecordBatch, row: int, text: str, detail: pa.Array | Non
     """The document of a row; its text, or what there is of it, is in the column `text`."""
     head = pc.utf8_slice_codeunits(batch[text].slice(row, 1), 0, SAMPLE_CHARACTERS)[0].as_py()
     words = (detail[row].as_py() or "") if detail is not None else ""
-    return Sample(*(batch[name][row].as_py() for name in ("id", "source", "origin")), head or "", words)
+    return Sample(batch["id"][row].as_py(), batch["source"][row].as_py(), batch["origin"][row].as_py(), head or "", words)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from markupsafe import Markup, escape
 
 CHINESE = {
-    "A corpus of {documents} documents": "语料：{documents} 篇文档",
     "Of {into} documents that came in, {kept} are kept: {share}, with {size} of text.": (
         "收入 {into} 篇文档，保留 {kept} 篇（{share}），文本共 {size}。"
     ),
@@ -25,13 +24,11 @@ CHINESE = {
     "documents": "文档",
     "share kept": "保留比例",
     "text": "文本",
-    "rate": "速率",
     "time": "用时",
     "What came in": "收入的内容",
     "source": "来源",
     "licence": "许可",
     "not stated": "未注明",
-    "at the end": "最终",
     "and {n} more": "另有 {n} 项",
     "What was dropped, and why": "剔除了什么，为什么",
     "A sample of each rule, chosen by hash. What a rule found stands above the text.": (
@@ -39,15 +36,12 @@ CHINESE = {
     ),
     "{stage}: {n} of {total} documents": "{stage}：{total} 篇中的 {n} 篇",
     "Nothing was dropped.": "没有剔除任何文档。",
-    "samples": "样例",
     "Distributions": "分布",
     "Filled: what is kept at the end. Outline: before any document was dropped by what is measured.": (
         "实心：最终保留的；轮廓：依据测量值剔除之前的。"
     ),
     "Number of documents; the outermost bars hold what lies beyond.": "纵轴为文档数；最外侧的柱子包含超出范围的值。",
     "median": "中位数",
-    "before": "之前",
-    "after": "之后",
     "All other statistics": "其余统计量",
     "Values of columns": "各列取值",
     "Duplicates": "重复",
@@ -69,8 +63,6 @@ CHINESE = {
     "Settings": "设置",
     "Counted on the way": "过程计数",
     "Written by Qianyi {version}. This page loads nothing from the network.": "由千亿 {version} 生成。本页不从网络加载任何内容。",
-    "total": "合计",
-    "none": "无",
 }
 
 _WORDS = re.compile(r"\{(\w+)\}")
