@@ -3,8 +3,8 @@
     python benchmarks/data_scaling.py --megabytes 10 50 150 400      # as much as there is: data_corpus.py has about 435 MB
     python benchmarks/data_scaling.py --megabytes 10 --workers 1 2 --out build/data_scaling.md
 
-Collects, cleans, deduplicates, tokenizes and inspects samples of the English and Chinese corpus of `data_corpus.py`, of which a smaller one is
-part of a larger one; all sizes with one worker, the last with each number of workers. Results are Markdown.
+Collects, cleans, deduplicates, tokenizes and inspects samples of the English and Chinese corpus of `data_corpus.py`, of which a
+smaller one is part of a larger one; all sizes with one worker, the last with each number of workers. Results are Markdown.
 """
 
 import argparse

@@ -38,13 +38,14 @@ STAGES = {"filter": ("collect", "clean"), "dedup": ("dedup",), "tokenize": ("tok
 NOTES = """
 The two do not drop the same documents, and cannot:
 
-- Words. datatrove's Gopher rules run on words of spaCy (Chinese: jieba), among which punctuation is a word, so that more documents have fewer
-  than 80 % words with a letter; Qianyi counts words as the paper does, and Han characters.
-- Thresholds. datatrove has one set, made for English web pages; Qianyi chooses by language and kind of document. For Chinese datatrove was given
-  Chinese stop words and a least mean word length of 1 (`benchmarks/peers/datatrove_text.py`), without which it keeps nothing.
-- Language. datatrove asks fastText about the whole text, Qianyi about its beginning and middle after a first pass (see `qianyi.corpus.clean`).
-- Qianyi's `clean` also repairs text, masks personal data and writes every statistic as a column; its `dedup` also removes repeated paragraphs and
-  passages. datatrove was not asked to do that.
+- Words. datatrove's Gopher rules run on words of spaCy (Chinese: jieba), among which punctuation is a word, so that more documents
+  have fewer than 80 % words with a letter; Qianyi counts words as the paper does, and Han characters.
+- Thresholds. datatrove has one set, made for English web pages; Qianyi chooses by language and kind of document. For Chinese
+  datatrove was given Chinese stop words and a least mean word length of 1 (`benchmarks/peers/datatrove_text.py`): none of its own
+  stop words is Chinese, and every document lacks two of them.
+- Language. datatrove asks fastText about the whole text, Qianyi about its beginning and middle after a first pass.
+- Qianyi's `clean` also repairs text, masks personal data and writes every statistic as a column, and its `dedup` also removes
+  repeated paragraphs and passages. datatrove was not asked to do that.
 - What one drops, its next stages need not work on: compare MB/s, which are of the text that comes into a stage, before seconds.
 """
 

@@ -21,7 +21,7 @@ class Usage:
     cpu_seconds: float
     wall_seconds: float
     peak_bytes: int
-    """Pages that processes share are counted once (the proportional set size), ten times a second; of a single process at least what Linux saw."""
+    """Pages that processes share are counted once (proportional set size), ten times a second; at least the largest process by itself."""
     output: str
 
 

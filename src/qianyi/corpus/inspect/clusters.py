@@ -1,5 +1,6 @@
 """Clusters of duplicates, as what was dropped tells of them: its detail names the document that stays."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from qianyi.corpus.document import read_batches, side_files
+from qianyi.corpus.document import is_corpus, read_batches, side_files
 from qianyi.corpus.inspect.survey import SAMPLES, Sample, hashes, sample_of
+from qianyi.data.stage import Json
 
 pc: Any = pyarrow.compute  # it makes its functions as it is imported
 LARGEST, USUAL = 2, 4
@@ -71,6 +73,14 @@ def duplicate_clusters(stage: Path) -> Clusters | None:
     survivors = {sample.id: sample for sample in _of_ids(side_files(stage, "parts"), list(survivor_of.values()))}
     shown = [Cluster(size_of[key], survivors.get(survivor_of[key]), tuple(samples[key])) for key in chosen]
     return Clusters(tuple(sorted(Counter((counts + 1).tolist()).items())), tuple(shown))
+
+
+def sampled_quality(stage: Path) -> Json:
+    """What deduplication measured beside exact Jaccard similarity on a sample, where it did; see `qianyi.corpus.dedup`."""
+    clusters = stage / "document_clusters"
+    files = side_files(clusters, "quality") if is_corpus(clusters) else []
+    rows = [text for file in files for batch in read_batches(file, ["json"]) for text in batch["json"].to_pylist()]
+    return json.loads(rows[-1]) if rows else {}
 
 
 def _named(dropped: Sequence[Path]) -> Iterator[tuple[pa.RecordBatch, list[str], NDArray[np.uint64]]]:

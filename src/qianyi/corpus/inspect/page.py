@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from qianyi import __version__
 from qianyi.corpus.inspect.charts import Histogram, histogram
-from qianyi.corpus.inspect.clusters import Clusters, duplicate_clusters
+from qianyi.corpus.inspect.clusters import Clusters, duplicate_clusters, sampled_quality
 from qianyi.corpus.inspect.sketch import Sketch
 from qianyi.corpus.inspect.stages import Inspected, Stage
 from qianyi.corpus.inspect.survey import Amount, Sample
@@ -56,6 +56,8 @@ class Rule:
 
     name: str
     documents: int
+    alone: int | None
+    """What it would drop if it were the only rule, where the stage counted that."""
     sources: str
     samples: tuple[Sample, ...]
 
@@ -92,6 +94,7 @@ def render(found: Inspected) -> str:
         more_histograms=hidden,
         values=_values(found),
         duplicates=_duplicates(found),
+        qualities={stage.name: quality for stage in found.stages if (quality := sampled_quality(stage.path))},
         topics=topics(found.topics) if found.topics else Topics(0, (), ()),
         personal=_personal(found.stages[-1]),
         samples=_samples(found.stages[-1]),
@@ -160,7 +163,8 @@ def _rules(stage: Stage) -> list[Rule]:
     for reason, n in sorted(dropped.reasons.items(), key=lambda item: (-item[1], item[0])):
         sources = Counter({source: k for (name, source), k in dropped.by_source.items() if name == reason})
         words = ", ".join(f"{source} {k:,}" for source, k in sources.most_common(3))
-        found.append(Rule(reason, n, words + (", …" if len(sources) > 3 else ""), tuple(dropped.samples.of(reason))))
+        alone = stage.manifest["counts"].get(f"alone/{reason}")
+        found.append(Rule(reason, n, alone, words + (", …" if len(sources) > 3 else ""), tuple(dropped.samples.of(reason))))
     return found
 
 
@@ -176,7 +180,8 @@ def _histograms(found: Inspected) -> tuple[list[Histogram], list[Histogram]]:
     """Those that are shown at once, and the others."""
     after = found.stages[-1].kept.numbers
     drawn: dict[str, Histogram] = {}
-    for name in sorted(after, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
+    names = [name for name in after if PERSONAL not in name]
+    for name in sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
         before = _before(found, name)
         sketch: Sketch | None = before.kept.numbers[name] if before else None
         if chart := histogram(name.removeprefix("stat_").removeprefix("label_").replace("_", " "), after[name], sketch):

@@ -46,6 +46,13 @@ CHINESE = {
     "Values of columns": "各列取值",
     "Duplicates": "重复",
     "{n} clusters; {dropped} documents were dropped for one that stays.": "{n} 个重复簇；{dropped} 篇因与保留者重复而被剔除。",
+    "Beside exact Jaccard similarity on a sample of {n} documents ({pairs} pairs of {least} and more):": (
+        "在 {n} 篇文档的样本上与精确 Jaccard 相似度（不低于 {least} 的有 {pairs} 对）对照："
+    ),
+    "recall {value}": "召回率 {value}",
+    ", precision {value}": "，精确率 {value}",
+    "(alone {n})": "（单独 {n}）",
+    "text after {stage}": "{stage} 之后的文本",
     "documents in a cluster": "簇的大小",
     "clusters": "簇数",
     "{n} documents": "{n} 篇文档",
