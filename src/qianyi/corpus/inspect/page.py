@@ -57,7 +57,7 @@ class Rule:
     name: str
     documents: int
     alone: int | None
-    """What it would drop if it were the only rule, where the stage counted that."""
+    """What it would drop if it were the only rule, where the stage counted that (as alone/KIND/RULE)."""
     sources: str
     samples: tuple[Sample, ...]
 
@@ -163,8 +163,16 @@ def _rules(stage: Stage) -> list[Rule]:
     for reason, n in sorted(dropped.reasons.items(), key=lambda item: (-item[1], item[0])):
         sources = Counter({source: k for (name, source), k in dropped.by_source.items() if name == reason})
         words = ", ".join(f"{source} {k:,}" for source, k in sources.most_common(3))
-        alone = stage.manifest["counts"].get(f"alone/{reason}")
-        found.append(Rule(reason, n, alone, words + (", …" if len(sources) > 3 else ""), tuple(dropped.samples.of(reason))))
+        alone = [k for name, k in stage.manifest["counts"].items() if name.startswith("alone/") and name.endswith(f"/{reason}")]
+        found.append(
+            Rule(
+                reason,
+                n,
+                sum(alone) if alone else None,
+                words + (", …" if len(sources) > 3 else ""),
+                tuple(dropped.samples.of(reason)),
+            )
+        )
     return found
 
 

@@ -47,7 +47,8 @@ class Sketch:
         for key in sorted(self.counts):
             seen += self.counts[key]
             if seen >= wanted:
-                return min(max(_value(key), self.low), self.high)
+                value = min(max(_value(key), self.low), self.high)
+                return float(round(value)) if self.integral else value
         return math.nan
 
     def histogram(self, edges: Sequence[float]) -> list[int]:

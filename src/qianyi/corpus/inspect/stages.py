@@ -66,9 +66,9 @@ def inspect(path: Path) -> Inspected:
             f"{path}: neither a corpus directory ({MANIFEST}) nor a pipeline (1-NAME, 2-NAME, ...); `qianyi data collect` makes a corpus"
         )
     topics = [read_json(directory / "topics.json") for directory in (path, *directories)]
-    tokens = [_tokens(directory) for directory in (*directories, path / "shards")]
+    tokens = [_tokens(directory / "shards") for directory in (path, *directories)]
     return Inspected(
-        path,
+        path.resolve(),
         tuple(corpora),
         next((found for found in reversed(tokens) if found), {}),
         next((found for found in reversed(topics) if found), {}),
@@ -111,9 +111,10 @@ def read_json(path: Path) -> Json:
 def _stages(directory: Path, one_of_many: bool) -> Iterator[Stage]:
     """The stage of a directory, and before it what it measured without dropping anything."""
     manifest = corpus_manifest(directory)
+    name = directory.name if one_of_many else manifest["stage"]
     if is_corpus(directory / "measured"):
-        yield Stage("measure", directory / "measured", corpus_manifest(directory / "measured"))
-    yield Stage(directory.name if one_of_many else manifest["stage"], directory, manifest)
+        yield Stage(f"{name}/measured", directory / "measured", corpus_manifest(directory / "measured"))
+    yield Stage(name, directory, manifest)
 
 
 def _tokens(directory: Path) -> dict[str, Json]:
