@@ -94,7 +94,7 @@ def qianyi(files: Path, tokenizer: Path, work: Path, workers: int = 1) -> dict[s
     before, n_bytes = files, text_bytes(files)
     for name in ("collect", "clean", "dedup", "tokenize"):
         out = work / name
-        more = ["--tokenizer", str(tokenizer)] if name == "tokenize" else []
+        more = ["--tokenizer", str(tokenizer), "--validation", "0.02"] if name == "tokenize" else []
         command = [sys.executable, "-m", "qianyi", "data", name, str(before), "--out", str(out), "--workers", str(workers), *more]
         usage = run(command, log=work / f"{name}.log")
         kept = tokens_of(out) if name == "tokenize" else json.loads((out / "manifest.json").read_text())["documents"]
@@ -211,7 +211,7 @@ def prepared(work: Path) -> Path:
 def warm(cache: Path, work: Path) -> None:
     """Compile Qianyi's kernels, which are kept for later runs, on a little text."""
     for language in ("en", "zh"):
-        sample = take(cache, language, 0.5)
+        sample = take(cache, language, 1.5)
         place = prepared(work / "warm")
         split(sample, place / "files")
         qianyi(place / "files", train_tokenizer(sample, place / "tokenizer.json"), place)
