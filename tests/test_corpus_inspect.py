@@ -209,13 +209,22 @@ def test_what_cannot_be_shown_is_said(pipeline: Path, tmp_path: Path) -> None:
         render(inspect(broken))
 
 
+def made_map(n_clusters: int) -> dict:
+    """As `qianyi.label.topics` writes it."""
+    points = [
+        {"id": str(k), "source": "s", "title": f"标题 {k}", "x": k % 20, "y": k // 20, "cluster": k % n_clusters, "outlier": 0.5}
+        for k in range(300)
+    ]
+    return {"points": points, "clusters": [{"words": [f"w{c}"], "n": 100 - c} for c in range(n_clusters)], "outliers": ["7", "3"]}
+
+
 def test_the_map_holds_every_cluster() -> None:
-    points = [[k % 20, k // 20, k % 15] for k in range(300)]
-    found = topics({"points": points, "clusters": [{"words": [f"w{c}"], "n": 100 - c} for c in range(15)]})
+    found = topics(made_map(15))
     assert [topic.documents for topic in found.named] == list(range(100, 88, -1))
     assert sum(topic.path.count("M") for topic in (*found.named, *found.others)) == 300
     places = [float(v) for topic in found.named for v in re.findall(r"[\d.]+(?=,|h)", topic.path)]
     assert min(places) >= 0 and max(places) <= 1000
+    assert found.outliers == (("s", "标题 7"), ("s", "标题 3"))
 
 
 def test_numbers_as_words() -> None:
@@ -240,9 +249,7 @@ OVERFLOW = """() => [...document.querySelectorAll("main *")].filter(e => !e.clos
 def test_a_browser_shows_it(pipeline: Path, browser: "sync_api.Browser", tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(pipeline, whole)
-    points = [[k % 20, k // 20, k % 3] for k in range(300)]
-    clusters = [{"words": ["曹操", "刘备"], "n": 100}, {"words": ["king"], "n": 100}, {"words": ["love"], "n": 100}]
-    (whole / "topics.json").write_text(json.dumps({"points": points, "clusters": clusters}), encoding="utf-8")
+    (whole / "topics.json").write_text(json.dumps(made_map(3)), encoding="utf-8")
     write_page(inspect(whole), whole / "inspect.html")
     for locale, scheme, width in (("en-US", "light", 1200), ("zh-CN", "dark", 1200), ("zh-CN", "light", 390)):
         page = browser.new_context(locale=locale, color_scheme=scheme, viewport={"width": width, "height": 800}).new_page()

@@ -95,7 +95,7 @@ def render(found: Inspected) -> str:
         values=_values(found),
         duplicates=_duplicates(found),
         qualities={stage.name: quality for stage in found.stages if (quality := sampled_quality(stage.path))},
-        topics=topics(found.topics) if found.topics else Topics(0, (), ()),
+        topics=topics(found.topics) if found.topics else Topics(0, (), (), ()),
         personal=_personal(found.stages[-1]),
         samples=_samples(found.stages[-1]),
         max_rows=MAX_ROWS,

@@ -50,7 +50,7 @@ class Inspected:
     tokens: dict[str, Json]
     """Of each source that was made into tokens: documents, tokens, bytes."""
     topics: Json
-    """`points` (x, y, cluster) and `clusters` (words, n); empty where no map was made."""
+    """What is in topics.json (see `topics`); empty where no map was made."""
 
 
 def inspect(path: Path) -> Inspected:

@@ -9,6 +9,7 @@ from qianyi.errors import DataError
 MAX_POINTS = 4000
 MAX_NAMED = 12
 """Clusters with a colour and a line of words; the others are grey."""
+MAX_WORDS, MAX_OUTLIERS = 8, 5
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Topics:
     points: int
     named: tuple[Topic, ...]
     others: tuple[Topic, ...]
+    outliers: tuple[tuple[str, str], ...]
+    """(source, beginning of the text) of documents that are far from all others, the farthest first."""
 
 
 def topics(found: Json) -> Topics:
@@ -36,19 +39,22 @@ def topics(found: Json) -> Topics:
         DataError: it is not as expected.
     """
     try:
-        points: list[tuple[float, float, int]] = [(float(x), float(y), int(cluster)) for x, y, cluster in found["points"]]
-        clusters = [Topic(", ".join(c["words"][:8]), int(c["n"]), "") for c in found["clusters"]]
+        points = [(float(p["x"]), float(p["y"]), int(p["cluster"])) for p in found["points"]]
+        clusters = [Topic(", ".join(c["words"][:MAX_WORDS]), int(c["n"]), "") for c in found["clusters"]]
+        named = {str(p["id"]): (str(p["source"]), str(p["title"])) for p in found["points"]}
+        outliers = [named[i] for i in found["outliers"][:MAX_OUTLIERS]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f'topics.json: expected {{"points": [[x, y, cluster], ...], "clusters": [{{"words": [...], "n": n}}]}} ({error}); '
-            "delete it and make it again"
+            "topics.json: expected `points` with id, source, title, x, y and cluster, `clusters` with words and n, and `outliers` with ids "
+            f"of points ({type(error).__name__}: {error}); delete it and make it again"
         ) from None
     thin = points[:: max(1, -(-len(points) // MAX_POINTS))]
     order = sorted(range(len(clusters)), key=lambda k: -clusters[k].documents)
     place = _placed(thin)
     drawn = [Topic(clusters[k].words, clusters[k].documents, _path(place, thin, {k})) for k in order[:MAX_NAMED]]
     rest = {cluster for _, _, cluster in points} - set(order[:MAX_NAMED])
-    return Topics(len(points), tuple(drawn), (Topic("", 0, _path(place, thin, rest)),) if rest else ())
+    others = (Topic("", 0, _path(place, thin, rest)),) if rest else ()
+    return Topics(len(points), tuple(drawn), others, tuple(outliers))
 
 
 def _placed(points: Sequence[tuple[float, float, int]]) -> list[tuple[float, float]]:

@@ -60,6 +60,7 @@ CHINESE = {
     "not in this corpus": "不在本语料中",
     "Topics": "主题",
     "{n} documents, placed by the words they use.": "{n} 篇文档，按用词排布。",
+    "Unlike all others": "与众不同的文档",
     "Personal data": "个人信息",
     "kind": "种类",
     "found and masked": "发现并遮盖",
