@@ -239,12 +239,12 @@ def test_a_line_of_a_gigabyte_is_refused_without_being_held(tmp_path: Path, name
     else:
         with path.open("wb") as file:
             file.write(b'{"text": "')
-            file.seek(1 << (30 if name == "x.jsonl" else 28))  # the hole in between reads as NUL and takes no room
+            file.seek(1 << (30 if name == "x.jsonl" else 27))  # the hole in between reads as NUL and takes no room
             file.write(b'"}\n' + (b'{"text": "z"}\n' if name == "x.jsonl" else b""))
     done = subprocess.run([sys.executable, "-c", LINE, str(path)], capture_output=True, text=True, check=True)
     n_units, grown_mb, *reasons = done.stdout.split()
     assert int(n_units) >= 1
-    assert int(grown_mb) < 120
+    assert int(grown_mb) < 100
     assert reasons[0] == "too_large"
     assert reasons[1:] in ([], ["empty"], ["kept"])
 
