@@ -1,6 +1,7 @@
 """Damage done to real text on purpose is undone; text without damage is not touched."""
 
 import random
+import time
 import unicodedata
 from difflib import SequenceMatcher
 
@@ -108,3 +109,10 @@ def test_narrow_equals_translate() -> None:
     letters = {p: p - 0xFEE0 for p in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
     assert narrow(text, signs=False) == text.translate(letters)
     assert narrow(text, signs=True) == text.translate({p: p - 0xFEE0 for p in range(0xFF01, 0xFF5F)})
+
+
+def test_a_long_line_takes_no_longer_than_its_length() -> None:
+    long = "word " * 400_000
+    began = time.process_time()
+    assert repaired([f"{long}\nd\u00c3\u00a9j\u00c3\u00a0 vu\n鐨 {long}"]) == [f"{long}\nd\u00e9j\u00e0 vu\n鐨 {long}"]
+    assert time.process_time() - began < 10

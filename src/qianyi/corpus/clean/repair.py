@@ -22,10 +22,10 @@ _INVISIBLE = regex.compile(
     r"(?!\t|\n)[\p{Cc}\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff]"
     r"|(?<![\p{Arabic}\p{M}\p{So}\p{Sk}\ufe0f])[\u200c\u200d]|[\u200c\u200d](?![\p{L}\p{So}\p{Sm}])"
 )
-_ONE_BYTE = re.compile(
-    "[\x00-\x09\x0b-\xff€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]*[\x80-\xff][\x00-\x09\x0b-\xff€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]*"
-)
-_HAN_LINE = re.compile("[^\n]*[\u4e00-\u9fff]{2}[^\n]*")
+_ONE_BYTE = re.compile("[\x00-\x09\x0b-\xff€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]+")
+_HIGH = re.compile("[\x80-\xff]")
+_LINE = re.compile("[^\n]+")
+_HAN = re.compile("[\u4e00-\u9fff]{2}")
 MIN_COMMON = 0.7
 """Bytes are Chinese if so many of their characters are among the common ones of the encoding."""
 
@@ -68,10 +68,12 @@ def repair_text(text: str, found: int) -> str:
 def _decode_again(text: str) -> str:
     """Undo UTF-8, GB18030 or Big5 read as Latin-1 or Windows-1252, and UTF-8 read as GBK, line by line."""
     text = _ONE_BYTE.sub(lambda match: _from_one_byte(match[0]), text)
-    return _HAN_LINE.sub(lambda match: _from_gbk(match[0]), text)
+    return _LINE.sub(lambda match: _from_gbk(match[0]), text)
 
 
 def _from_one_byte(line: str) -> str:
+    if not _HIGH.search(line):
+        return line
     raw = _encode(line)
     if raw is None:
         return ftfy.fix_encoding(line)
@@ -115,5 +117,7 @@ def _common_share(text: str, codec: str) -> float:
 
 def _from_gbk(line: str) -> str:
     """UTF-8 that was read as GBK; where a byte was lost on the way, its character stays U+FFFD."""
+    if not _HAN.search(line):
+        return line
     reading = line.replace("\ufffd", "?").encode("gb18030", "replace").decode("utf-8", "replace")
     return reading if _common_share(reading, "gb18030") >= MIN_COMMON else line

@@ -10,7 +10,7 @@ from qianyi.corpus.clean.rules import check_columns, from_json, load_kinds, own_
 from qianyi.corpus.document import corpus_manifest
 from qianyi.corpus.parts import Options, Writer, part_units, read_batches, run_parts
 from qianyi.data.stage import Json
-from qianyi.errors import ConfigError
+from qianyi.errors import ConfigError, DataError
 
 MEASURED = "measured"
 VERSION = 1
@@ -45,7 +45,10 @@ def filter_measured(measured: Path, out: Path, rules: Path | None = None, option
         ConfigError: the rules are wrong, or ask for a column that is not there. DataError and ResourceError: see `run_parts`.
     """
     kinds = load_kinds(rules)
-    columns = list(corpus_manifest(measured)["columns"])
+    manifest = corpus_manifest(measured)
+    if not manifest["documents"]:
+        raise DataError(f"{measured}: holds no documents; look at what the stage before it dropped")
+    columns = list(manifest["columns"])
     if "label_language" not in columns:
         raise ConfigError(f"{measured}: was not measured: it has no column `label_language`; `qianyi data clean` measures")
     check_columns(kinds, columns, measured)
