@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -130,10 +131,16 @@ def _daft(engine: str) -> Any:
         elif daft.runners.get_or_infer_runner_type() != "native":
             raise ConfigError("engine `native`: this process has used Ray already; start another")
         else:
-            daft.set_runner_native()
+            _use_native_runner()
     except ImportError:
         raise ConfigError("engine `ray`: the package is not installed: pip install 'qianyi[ray]'") from None
     return daft
+
+
+@cache
+def _use_native_runner() -> None:
+    """Daft takes it once in the life of a process."""
+    import_module("daft").set_runner_native()
 
 
 _QUIET = {"DAFT_PROGRESS_BAR": "0", "DAFT_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_DEDUP_LOGS": "0"}

@@ -1,5 +1,6 @@
 """Small keys of texts: equal keys mark what may be a duplicate. A text is known by its ref: part number * 2^32 + number within the part."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,12 @@ from numpy.typing import NDArray
 from qianyi.corpus.dedup.settings import Sketching
 from qianyi.corpus.kernels.minhash import Signatures, band_keys, coefficients, pack, signatures
 from qianyi.corpus.kernels.ngrams import Bytes, Hashes, Places, fingerprints, fold_table, text_buffers
-from qianyi.corpus.kernels.substring import all_windows
+from qianyi.corpus.kernels.substring import SPREAD, all_windows
 
 Refs = NDArray[np.uint64]
+
+PIECE_BYTES = 4_000_000
+"""Text whose windows are looked for at a time: they take 40 times its room."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,34 @@ def band_table(sketches: Sketches, refs: Refs) -> pa.Table:
 
 def window_table(texts: Spans, refs: Refs, n_bytes: int) -> pa.Table:
     """`key`, `ref`, `place` (bytes from the beginning of the text): the chosen windows of each text."""
-    room = int((texts.ends - texts.starts).sum())
-    hashes, places, rows = np.empty(room, np.uint64), np.empty(room, np.int64), np.empty(room, np.int64)
-    n = all_windows(texts.data, texts.starts, texts.ends, n_bytes, hashes, places, rows)
-    return pa.table({"key": hashes[:n], "ref": refs[rows[:n]], "place": places[:n].astype(np.uint32)})
+    starts, ends, rows = _cut_long(texts, n_bytes)
+    found: list[pa.Table] = []
+    for first, last in _batches(ends - starts):
+        room = int((ends[first:last] - starts[first:last]).sum())
+        hashes, places, pieces = np.empty(room, np.uint64), np.empty(room, np.int64), np.empty(room, np.int64)
+        n = all_windows(texts.data, starts[first:last], ends[first:last], n_bytes, hashes, places, pieces)
+        at = first + pieces[:n]
+        place = (places[:n] + starts[at] - texts.starts[rows[at]]).astype(np.uint32)
+        found.append(pa.table({"key": hashes[:n].copy(), "ref": refs[rows[at]], "place": place}))
+    table = pa.concat_tables(found)
+    return table if len(starts) == len(texts) else table.group_by(["key", "ref", "place"], use_threads=False).aggregate([])
+
+
+def _cut_long(texts: Spans, n_bytes: int) -> tuple[Places, Places, Places]:
+    """Starts and ends of pieces, and of which text each is. They overlap so far that each choice of a window is made in one of them."""
+    overlap = n_bytes + SPREAD
+    counts = np.maximum(1, -(-(texts.ends - texts.starts - overlap) // PIECE_BYTES))
+    rows = np.repeat(np.arange(len(texts)), counts)
+    number = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = texts.starts[rows] + number * PIECE_BYTES
+    return starts, np.minimum(starts + PIECE_BYTES + overlap, texts.ends[rows]), rows
+
+
+def _batches(sizes: Places) -> list[tuple[int, int]]:
+    """Ranges of pieces that hold about PIECE_BYTES each."""
+    numbers = np.cumsum(sizes) // PIECE_BYTES
+    cuts = np.append(np.flatnonzero(np.diff(numbers, prepend=-1)), len(sizes)) if len(sizes) else np.zeros(2, np.int64)
+    return [(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
 
 
 def codes_of(table: pa.Table) -> Hashes:
