@@ -18,7 +18,6 @@ ANEW = ("llama2-7b",)
 MEMORY_ERROR = 0.10
 LARGER_ERROR = {
     "mixtral-8x7b": 0.25,  # without a kernel for experts, XLA holds products of all rows with each expert's weights
-    "opt-175b": 0.12,
     "t5-11b": 0.55,  # of 3 GB: scores of attention that goes by blocks
 }
 """Recipes whose memory the plan misses by more."""

@@ -62,7 +62,7 @@ MEMORY = {
         "Korthikanti et al. 2022, section 4, generalized; Narayanan et al. 2021",
     ),
     "working set": (
-        "what one layer makes on its way backward, and gradients of as much",
+        "what one layer makes on its way backward, gradients of as much, and those of its weights until they are scattered",
         "counted; compared with compiled programs",
     ),
     "logits": ("tokens of a chunk x vocabulary / tensor x 12 bytes, beyond the working set", "counted"),

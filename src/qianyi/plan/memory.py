@@ -21,7 +21,7 @@ def memory(case: Case) -> Terms:
 
     # Gradients are whole where they are reduced once per step, after the last microbatch.
     gradients_sharded = (layout.zero == 2) | ((layout.zero >= 3) & (layout.gather_each > 0))
-    working, activations = _working_set(case), _activations(case)
+    working, activations = _working_set(case) + _layer_gradients(case), _activations(case)
     in_use = _weights_in_use(case, fixed + experts)
     logits = np.minimum(
         layout.micro_tokens, method.loss_tokens
@@ -113,6 +113,17 @@ def _activations(case: Case) -> Number:
     ahead = 2 * (layout.stage - 1) + (layout.chunks - 1) * layout.stage + 1
     inputs = method.weight_bytes * tokens * _stream(case) * np.minimum(ahead, layout.microbatches * layout.chunks)
     return np.where((method.stage_remat > 0) & (layout.stage > 1), inputs + whole / layout.chunks, whole * _in_flight(case))
+
+
+def _layer_gradients(case: Case) -> Number:
+    """Where gradients are scattered layer by layer: those of its larger part, attention or feed-forward, whole until then."""
+    m, layout = case.model, case.layout
+    attention = m.d_model * (m.qkv_width + m.n_heads * m.d_value)
+    dense = np.where(m.dense_layers > 0, m.d_ff, 0.0)
+    routed = np.where(m.moe_layers > 0, m.d_expert * (m.n_experts / layout.expert + m.shared_experts), 0.0)
+    largest = np.maximum(attention, m.d_model * m.ff_matrices * np.maximum(dense, routed)) / layout.tensor
+    scattered = (layout.zero >= 2) & (layout.gather_each > 0) & (layout.shard > 1)
+    return np.where(scattered, case.method.reduce_bytes * largest, 0.0)
 
 
 def _working_set(case: Case) -> Number:
