@@ -26,6 +26,8 @@ TOPICS = "topics.json"
 COMMON = 1e-3
 """The constant a of the paper, section 3: a word of this share of the corpus counts half."""
 TOP_WORDS = 10
+EVERYWHERE = 0.2
+"""A word in a larger share of texts than this says nothing of a cluster."""
 OUTLIER_NEIGHBOURS = 10
 TSNE_POINTS = 5000
 """More points are laid out by their two principal components alone."""
@@ -129,12 +131,19 @@ def _document_vectors(texts: pa.Array, seed: int) -> tuple[tuple[str, ...], Floa
 
 
 def _top_words(rows: Rows, offsets: Offsets, counts: NDArray[np.int64], inside: NDArray[np.bool_]) -> list[int]:
-    """Words that say most that a text is inside: by their part of the divergence between the words inside and all words."""
+    """Words that say most that a text is inside, by their part of the divergence between the words inside and all words; not those that are in
+    a large share of all texts."""
     here = np.bincount(rows[np.repeat(inside, np.diff(offsets))], minlength=len(counts))
     p = here / max(int(here.sum()), 1)
-    q = counts / counts.sum()
-    gain = p * np.log(np.maximum(p, 1e-12) / q)
+    gain = p * np.log(np.maximum(p, 1e-12) / (counts / counts.sum()))
+    gain[_texts_with(rows, offsets, len(counts)) > EVERYWHERE * len(inside)] = -np.inf
     return np.argsort(-gain, kind="stable")[:TOP_WORDS].tolist()
+
+
+def _texts_with(rows: Rows, offsets: Offsets, n_rows: int) -> NDArray[np.int64]:
+    """How many texts have each word."""
+    text = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    return np.bincount(np.unique(text * np.int64(n_rows) + rows) % n_rows, minlength=n_rows)
 
 
 @fast_kernel
