@@ -21,7 +21,7 @@ class Usage:
     cpu_seconds: float
     wall_seconds: float
     peak_bytes: int
-    """Pages that processes share are counted once (proportional set size), ten times a second; at least the largest process by itself."""
+    """Pages that processes share are counted once (proportional set size), ten times a second; at least what the first held ever."""
     output: str
 
 
@@ -51,7 +51,7 @@ def run(command: list[str], *, environment: dict[str, str] | None = None, log: P
         log.write_text(errors[0], encoding="utf-8")
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}\n{errors[0][-3000:]}")
-    return Usage(usage.ru_utime + usage.ru_stime, wall, max(peak[0], usage.ru_maxrss * 1024), output)
+    return Usage(usage.ru_utime + usage.ru_stime, wall, peak[0], output)
 
 
 def _watch(pid: int, peak: list[int]) -> None:
@@ -63,12 +63,22 @@ def _watch(pid: int, peak: list[int]) -> None:
             processes = [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:
             return
+        peak[0] = max(peak[0], _high_water(pid))  # `ru_maxrss` begins with what the parent held when it forked
         total = 0
         for process in processes:
             with suppress(psutil.Error, OSError):
                 total += process.memory_full_info().pss
         peak[0] = max(peak[0], total)
         time.sleep(_INTERVAL_SECONDS)
+
+
+def _high_water(pid: int) -> int:
+    """The largest resident set of a process since it began its program; 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
 def text_bytes(directory: Path) -> int:

@@ -2,19 +2,19 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, StrictUndefined
 
 from qianyi import __version__
 from qianyi.corpus.inspect.charts import Histogram, histogram
 from qianyi.corpus.inspect.clusters import Clusters, duplicate_clusters, sampled_quality
-from qianyi.corpus.inspect.sketch import Sketch
 from qianyi.corpus.inspect.stages import Inspected, Stage
-from qianyi.corpus.inspect.survey import Amount, Sample
+from qianyi.corpus.inspect.survey import SAMPLES, Amount, Sample
 from qianyi.corpus.inspect.topics import Topics, topics
 from qianyi.corpus.inspect.words import bilingual
 from qianyi.data.stage import Json, write_text
@@ -28,6 +28,7 @@ MAX_ROWS = 60
 MAX_VALUES = 10
 MAX_SAMPLES = 24
 PERSONAL = "pii_"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,9 @@ def summary(found: Inspected) -> list[str]:
 
 def size(n_bytes: float) -> str:
     """Of text, in decimal units."""
-    return (
-        f"{count(n_bytes)}B".replace("k", " k").replace("MB", " MB").replace("BB", " GB").replace("TB", " TB")
-        if n_bytes >= 1000
-        else f"{n_bytes:.0f} B"
-    )
+    digits = count(n_bytes)
+    units = {"k": "kB", "M": "MB", "B": "GB", "T": "TB"}
+    return f"{digits[:-1]} {units[digits[-1]]}" if digits[-1] in units else f"{digits} B"
 
 
 def share(part: float, whole: float) -> str:
@@ -176,12 +175,10 @@ def _rules(stage: Stage) -> list[Rule]:
     return found
 
 
-def _before(found: Inspected, column: str) -> Stage | None:
-    """The first stage that has a column, if that is not the last."""
-    first = next(
-        (stage for stage in found.stages if column in stage.kept.numbers or column in stage.kept.words), found.stages[-1]
-    )
-    return first if first is not found.stages[-1] else None
+def _before(columns: Iterable[Mapping[str, T]], name: str) -> T | None:
+    """What the first stage that has a column says of it, unless that is the last."""
+    having = [of_stage[name] for of_stage in columns if name in of_stage]
+    return having[0] if len(having) > 1 else None
 
 
 def _histograms(found: Inspected) -> tuple[list[Histogram], list[Histogram]]:
@@ -190,9 +187,9 @@ def _histograms(found: Inspected) -> tuple[list[Histogram], list[Histogram]]:
     drawn: dict[str, Histogram] = {}
     names = [name for name in after if PERSONAL not in name]
     for name in sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
-        before = _before(found, name)
-        sketch: Sketch | None = before.kept.numbers[name] if before else None
-        if chart := histogram(name.removeprefix("stat_").removeprefix("label_").replace("_", " "), after[name], sketch):
+        before = _before([stage.kept.numbers for stage in found.stages], name)
+        title = name.removeprefix("stat_").removeprefix("label_").replace("_", " ")
+        if chart := histogram(title, after[name], before):
             drawn[name] = chart
     return [c for name, c in drawn.items() if name in FIRST], [c for name, c in drawn.items() if name not in FIRST]
 
@@ -200,7 +197,7 @@ def _histograms(found: Inspected) -> tuple[list[Histogram], list[Histogram]]:
 def _values(found: Inspected) -> list[Values]:
     shown: list[Values] = []
     for name, after in found.stages[-1].kept.words.items():
-        before = stage.kept.words[name] if (stage := _before(found, name)) else after
+        before = _before([stage.kept.words for stage in found.stages], name) or after
         order = sorted(before.items(), key=lambda item: (-item[1], item[0]))
         rows = tuple((value or "-", after[value], n) for value, n in order[:MAX_VALUES])
         shown.append(Values(name.removeprefix("label_").replace("_", " "), rows, max(len(order) - MAX_VALUES, 0)))
@@ -222,5 +219,5 @@ def _samples(stage: Stage) -> list[Sample]:
     """One of each source, then a second, until there are enough."""
     kept = stage.kept
     names = sorted(kept.sources, key=lambda name: -kept.sources[name].text_bytes)
-    turns: list[Any] = [[kept.samples.of(name)[k : k + 1] for name in names] for k in range(2)]
-    return [sample for turn in turns for some in turn for sample in some][:MAX_SAMPLES]
+    turns = [sample for k in range(SAMPLES) for name in names for sample in kept.samples.of(name)[k : k + 1]]
+    return turns[:MAX_SAMPLES]
