@@ -176,7 +176,7 @@ def test_a_host_that_cannot_say_what_is_allowed(tmp_path: Path, site: tuple[Site
     pages, url = site
     pages.robots = (500, "")
     settings = CrawlSettings(f"{url}/", delay_seconds=0)
-    with pytest.raises(DataError, match="answers 500 to /robots.txt"):
+    with pytest.raises(DataError, match=r"answers 500 to /robots\.txt"):
         crawl(settings, tmp_path, lambda seconds: None)
     assert set(pages.paths) == {"/robots.txt"}
     pages.robots = (200, "")
