@@ -1,6 +1,7 @@
 """What cannot be read has a reason in the record of what was dropped, and never stops the rest."""
 
 import gzip
+import io
 import lzma
 import os
 import random
@@ -18,7 +19,8 @@ from collecting import collected, texts
 from test_corpus_collect import tar_of, warc_of, zip_of
 
 from qianyi.corpus.collect.decode import decode
-from qianyi.corpus.collect.found import REASONS, Refusal
+from qianyi.corpus.collect.formats import read_stream
+from qianyi.corpus.collect.found import REASONS, Found, Reading, Refusal, Refused
 from qianyi.corpus.collect.match import match_of
 from qianyi.corpus.collect.source import parse_source, sources_of
 from qianyi.corpus.collect.walk import walk
@@ -280,3 +282,57 @@ def test_what_may_not_be_read_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "in" / "closed").chmod(0o755)
     assert [getattr(entry, "reason", None) or entry[0] for entry in found] == ["a.txt", "unreadable", "unreadable"]
     assert [entry.origin for entry in found if not isinstance(entry, tuple)] == ["closed/", "secret.txt"]
+
+
+SEEDS = {
+    "text": GOOD.encode(),
+    "lines": GOOD.encode(),
+    "html": f"<html><head><title>x</title></head><body><p>{GOOD}</p><a href='/'>x</a></body></html>".encode(),
+    "man": (
+        b".TH X 1\n.SH NAME\nx \\- y\n.TS\nl l.\na\tb\n.TE\n.ie n .B x\n.el \\{ y\n.\\}\n"
+        b'.Op Fl n Ar x\n.Xr a 1\n.Fn f "a b"\n\\[u4E00]\\(co\n'
+    ),
+    "rst": b"Title\n=====\n\n.. note:: x\n   y\n\n:ref:`x <y>` **z**\n",
+    "mail": b"Subject: =?utf-8?b?5L2g?=\nContent-Type: multipart/mixed; boundary=x\n\n--x\n"
+    b"Content-Type: text/html; charset=x\n\n<p>a</p>\n--x--\n",
+    "jsonl": b'{"text": "a", "title": 3}\n{"text": "b"}\n',
+    "json": b'[{"text": "a"}, {"text": ["b"]}]',
+    "csv": b'text,label\n"a ""b""",1\n',
+    "orange": b"Category\tText\nd\tstring\nclass\t\nx\ty\n",
+    "fortunes": b"a\n%\nb\n",
+    "dictionary": b"A\n   b\n\nC\n   d\n",
+    "tagged": "世纪/n  的/u\n".encode(),
+    "tagged_file": b"The/at jury/nn ./.\n",
+    "poems": b'[{"title": "a", "paragraphs": ["b"], "c": {"d": [1, {"e": null}]}}]',
+    "scenes": b"# x\n## y\n*z* _[a]_\n",
+    "chapters": b'["a\\nb", "c"]',
+    "warc": warc_of({"http://x/": GOOD}),
+    "parquet": b"",
+}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_no_reader_breaks_on_what_it_did_not_expect(tmp_path: Path, name: str) -> None:
+    """Bytes changed, cut, doubled and put elsewhere: documents or refusals come out, never anything else."""
+    seed = SEEDS[name]
+    if name == "parquet":
+        pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "x.parquet")
+        seed = (tmp_path / "x.parquet").read_bytes()
+    source = random.Random(name)
+    for _ in range(150):
+        data = bytearray(seed)
+        for _ in range(source.randrange(1, 6)):
+            at = source.randrange(len(data) + 1)
+            piece = bytes(data[at : at + source.randrange(20)])
+            data[at : at + source.choice([0, 1, len(piece)])] = source.choice(
+                [b"", piece + piece, source.randbytes(3), b"\n.", b'"', b"\\", b"["]
+            )
+        for result in read_stream(f"x.{name}", io.BytesIO(bytes(data)), "x", Reading(format=name)):
+            assert isinstance(result, Found) or result.reason in REASONS
+
+
+def test_deep_nesting_is_refused() -> None:
+    for name in ("json", "jsonl", "poems", "chapters"):
+        data = b"[" * 100_000 + b"]" * 100_000
+        (result,) = read_stream("x", io.BytesIO(data), "x", Reading(format=name))
+        assert isinstance(result, Refused)

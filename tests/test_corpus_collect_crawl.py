@@ -137,9 +137,7 @@ def test_errors_are_tried_again_and_then_recorded(tmp_path: Path, site: tuple[Si
     ).items()
 
 
-@pytest.mark.parametrize(
-    ("robots", "allowed"), [((404, ""), True), ((500, ""), False), ((200, "User-agent: qianyi\nDisallow: /"), False)]
-)
+@pytest.mark.parametrize(("robots", "allowed"), [((404, ""), True), ((200, "User-agent: qianyi\nDisallow: /"), False)])
 def test_robots_that_say_no_or_nothing(tmp_path: Path, site: tuple[Site, str], robots: tuple[int, str], allowed: bool) -> None:
     pages, url = site
     pages.robots = robots
@@ -174,9 +172,20 @@ def test_a_crawl_that_was_killed_goes_on(tmp_path: Path, site: tuple[Site, str])
         assert all(pages.paths.count(path) == 1 for path in pages.pages)
 
 
-def test_a_host_that_is_not_there(tmp_path: Path) -> None:
-    settings = CrawlSettings("http://127.0.0.1:9/", delay_seconds=0, retries=0)
-    place = crawl(settings, tmp_path)
-    assert [entry["detail"] for entry in refused_pages(place)] == ["robots.txt does not allow it"]
+def test_a_host_that_cannot_say_what_is_allowed(tmp_path: Path, site: tuple[Site, str]) -> None:
+    pages, url = site
+    pages.robots = (500, "")
+    settings = CrawlSettings(f"{url}/", delay_seconds=0)
+    with pytest.raises(DataError, match=r"answers 500 to /robots\.txt"):
+        crawl(settings, tmp_path, lambda seconds: None)
+    assert set(pages.paths) == {"/robots.txt"}
+    pages.robots = (200, "")
+    crawl(settings, tmp_path, lambda seconds: None)
+    assert "/a" in pages.paths
+
+
+def test_addresses_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="out of reach"):
+        crawl(CrawlSettings("http://127.0.0.1:9/", delay_seconds=0, retries=0), tmp_path)
     with pytest.raises(DataError, match="expected crawl:http"):
         crawl(CrawlSettings("/etc/passwd"), tmp_path)

@@ -19,7 +19,11 @@ _BODIES = ("paragraphs", "content", "para", "desc", "description", "biography", 
 def _split(cut: Callable[[str], Iterator[str]]) -> Callable[[BinaryIO, str, Reading], Results]:
     def read(stream: BinaryIO, origin: str, reading: Reading) -> Results:
         text, _ = decode(read_all(stream, reading.max_document_bytes))
-        for number, piece in enumerate(cut(text), 1):
+        try:
+            pieces = list(cut(text))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:  # it is not the book that it should be
+            raise Refusal("malformed", f"not cut as such books are: {error}") from None
+        for number, piece in enumerate(pieces, 1):
             yield Found(f"{origin}#{number}", piece, {"title": PurePath(origin).stem} | reading.meta_of(origin))
 
     return read
@@ -34,7 +38,7 @@ def read_poems(stream: BinaryIO, origin: str, reading: Reading) -> Results:
     text, _ = decode(read_all(stream, reading.max_document_bytes))
     try:
         poems = [poem for poem in _poems(json.loads(text)) if poem]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refusal("malformed", f"broken JSON: {error}") from None
     if not poems:
         raise Refusal("empty", "no verse is in it")

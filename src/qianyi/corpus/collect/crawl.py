@@ -58,7 +58,7 @@ def crawl(settings: CrawlSettings, cache: Path, sleep: Callable[[float], None] =
     """The directory of a finished crawl: pages.warc.gz and journal.jsonl; one that was begun goes on.
 
     Raises:
-        DataError: the address is no page, or nothing can be written.
+        DataError: the address is no page, the host does not say what may be fetched, or nothing can be written.
     """
     host = urllib.parse.urlsplit(settings.url)
     if host.scheme not in {"http", "https"} or not host.hostname:
@@ -148,18 +148,26 @@ class _Crawl:
         return [url for url in dict.fromkeys(found) if url and urllib.parse.urlsplit(url)[:2] == self._host]
 
     def _robots(self) -> urllib.robotparser.RobotFileParser:
-        """The host's rules: none if it has no robots.txt, nothing allowed if it cannot say (RFC 9309, 2.3.1)."""
+        """The host's rules: none if it has no robots.txt; a host that cannot say must not be crawled (RFC 9309, 2.3.1).
+
+        Raises:
+            DataError: it cannot say, now.
+        """
         robots = urllib.robotparser.RobotFileParser()
         try:
             status, _, body = self._get(urllib.parse.urlunsplit((*self._host, "/robots.txt", "", "")))
-        except (requests.RequestException, Refusal):
-            status, body = 503, b""
+        except (requests.RequestException, Refusal) as error:
+            raise DataError(
+                f"crawl:{self._settings.url}: the host's robots.txt is out of reach ({type(error).__name__}); run again later"
+            ) from None
         if status == 200:
             robots.parse(body.decode("utf-8", "replace").splitlines())
         elif 400 <= status < 500:
             robots.parse([])
         else:
-            robots.parse(["User-agent: *", "Disallow: /"])
+            raise DataError(
+                f"crawl:{self._settings.url}: the host answers {status} to /robots.txt, so nothing may be fetched; run again later"
+            )
         asked = robots.crawl_delay(AGENT)
         self._delay = max(self._delay, float(asked or 0))
         return robots

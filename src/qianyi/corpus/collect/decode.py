@@ -70,7 +70,7 @@ def decode(data: bytes, declared: str | None = None, before: str | None = None) 
 
 def is_binary(sample: bytes) -> bool:
     """Whether bytes are no text in any encoding of bytes: they hold NUL or many other control characters."""
-    return b"\0" in sample or len(sample) - len(sample.translate(None, _CONTROL)) > len(sample) // 100
+    return b"\0" in sample or len(sample) - len(sample.translate(None, _CONTROL)) > max(4, len(sample) // 100)
 
 
 def _strictly(data: bytes, encoding: str) -> str:

@@ -91,6 +91,7 @@ class _Page:
             self._break(blank=True)
         else:
             self._text(unescape(line))
+            self.join_next = line.endswith("\\c")
 
     def _text(self, text: str) -> None:
         if not self.filled:
@@ -101,7 +102,7 @@ class _Page:
             self.line[-1] += text.strip()
         elif text.strip():
             self.line.append(text.strip())
-        self.join_next = text.endswith("\\c")
+        self.join_next = False
         if self.tag_next:
             self.tag_next = False
             self._break()
