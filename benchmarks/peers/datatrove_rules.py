@@ -1,5 +1,6 @@
-"""datatrove's Gopher rules on documents, in an environment of its own: pip install datatrove==0.10.1 'xxhash<4' spacy jieba nltk tldextract regex
+"""datatrove's Gopher rules on documents, in an environment of its own.
 
+    pip install datatrove==0.10.1 'xxhash<4' spacy jieba nltk tldextract regex
     python benchmarks/peers/datatrove_rules.py FILE.json LANGUAGE
 
 FILE.json is a list of texts. Prints JSON: documents that GopherRepetitionFilter and GopherQualityFilter both keep, and CPU seconds.
@@ -15,7 +16,7 @@ from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilt
 
 LANGUAGES = {
     "en": {"language": "en"},
-    # As measured before (data: words of a character or two, Chinese stop words): what one would write who knows the options.
+    # What one would write who knows the options: words of a character or two, Chinese stop words.
     "zh": {"language": "zh", "stop_words": ["的", "是", "了", "在", "不"], "min_avg_word_length": 1, "max_avg_word_length": 10},
 }
 

@@ -13,8 +13,8 @@ from qianyi.data.stage import Json
 from qianyi.errors import ConfigError, DataError
 
 MEASURED = "measured"
-VERSION = 1
-"""Of what repair, masking and statistics do: another number measures anew."""
+MEASURE: Json = {"version": 1}
+"""Settings of the first stage; another version of what repair, masking and statistics do measures anew."""
 
 
 def clean(corpora: list[Path], out: Path, rules: Path | None = None, options: Options | None = None) -> Json:
@@ -31,7 +31,7 @@ def clean(corpora: list[Path], out: Path, rules: Path | None = None, options: Op
     """
     load_kinds(rules)  # what is wrong with them shows before the long part
     units = [unit for corpus in corpora for unit in part_units(corpus)]
-    run_parts(out / MEASURED, "measure", {"version": VERSION}, units, measure_unit, corpora, options)
+    run_parts(out / MEASURED, "measure", MEASURE, units, measure_unit, corpora, options)
     return filter_measured(out / MEASURED, out, rules, options)
 
 
