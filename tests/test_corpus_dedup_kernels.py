@@ -3,6 +3,7 @@
 import random
 import unicodedata
 from collections import defaultdict
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -34,13 +35,20 @@ def walked(text: str) -> tuple[list[str], np.ndarray]:
     return [bytes(data[a:b]).decode() for a, b in zip(begins[:n], ends[:n], strict=True)], hashes[:n]
 
 
+@cache
+def character_class(character: str) -> tuple[bool, bool]:
+    """Whether it is part of a token, and whether it is one by itself."""
+    inside = unicodedata.category(character)[0] in "LNM"
+    unspaced = any(script in unicodedata.name(character, "") for script in ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI"))
+    return inside, inside and unspaced
+
+
 def plain_tokens(text: str) -> list[str]:
     """Words of letters, digits and marks; ideographs alone."""
     tokens: list[str] = []
     word = ""
     for character in text:
-        inside = unicodedata.category(character)[0] in "LNM"
-        alone = inside and any(s in unicodedata.name(character, "") for s in ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI"))
+        inside, alone = character_class(character)
         if inside and not alone:
             word += character
             continue
@@ -50,6 +58,7 @@ def plain_tokens(text: str) -> list[str]:
     return tokens + ([word] if word else [])
 
 
+@cache
 def folded(token: str) -> str:
     return unicodedata.normalize("NFKC", token).casefold()
 

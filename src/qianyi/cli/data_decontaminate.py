@@ -4,26 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from qianyi.cli.data_dedup import read_settings
 from qianyi.corpus.decontaminate import DecontaminateSettings, decontaminate, decontamination_report
 from qianyi.corpus.parts import Options
 from qianyi.data.stage import write_json
-from qianyi.errors import ConfigError
 
 
 def run(
     inputs: Sequence[Path], out: Path, evalsets: Sequence[Path], chosen: dict[str, Any], options: Options, report: Path | None
 ) -> None:
     """Decontaminate, then print what was found; `chosen` are settings of `DecontaminateSettings` that were given."""
-    try:
-        settings = DecontaminateSettings.model_validate(chosen)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"data decontaminate: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    decontaminate(inputs, out, evalsets, settings, options)
+    decontaminate(inputs, out, evalsets, read_settings("decontaminate", DecontaminateSettings, chosen), options)
     found = decontamination_report(out)
     if report:
         write_json(report, found)

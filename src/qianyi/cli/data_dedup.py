@@ -2,33 +2,45 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from qianyi.config.part import Part
 from qianyi.corpus.dedup.settings import DedupSettings
 from qianyi.corpus.dedup.stage import dedup, dedup_report
 from qianyi.corpus.parts import Json, Options
 from qianyi.data.stage import write_json
 from qianyi.errors import ConfigError
 
+AnySettings = TypeVar("AnySettings", bound=Part)
+
 
 def run(
     inputs: Sequence[Path], out: Path, chosen: dict[str, Any], against: Sequence[Path], options: Options, report: Path | None
 ) -> None:
     """Deduplicate, then print what was found; `chosen` are settings of `DedupSettings` that were given."""
-    try:
-        settings = DedupSettings.model_validate(chosen)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"data dedup: {'.'.join(map(str, first['loc']))} {first['msg']}".replace("Value error, ", "")) from None
-    dedup(inputs, out, settings, against, options)
+    dedup(inputs, out, read_settings("dedup", DedupSettings, chosen), against, options)
     found = dedup_report(out)
     if report:
         write_json(report, found)
     _show(found, out)
+
+
+def read_settings(verb: str, model: type[AnySettings], chosen: dict[str, Any]) -> AnySettings:
+    """Settings of a verb.
+
+    Raises:
+        ConfigError: the first that is wrong.
+    """
+    try:
+        return model.model_validate(chosen)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise ConfigError(f"data {verb}: {where}{first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _show(found: Json, out: Path) -> None:

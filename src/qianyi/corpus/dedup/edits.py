@@ -81,9 +81,8 @@ def apply_edits(unit: Json, settings: Json, writer: Writer) -> None:
     for piece in surviving(Path(unit["part"]), edits):
         low, high = np.searchsorted(rows, [piece.rows[0], piece.rows[-1] + 1])
         texts = cut(piece.texts, rows[low:high] - piece.rows[0], begins[low:high], ends[low:high], whole_words=True)
-        _, _, tokens = fingerprint(spans_of(texts))
         shorter = _bytes(piece.batch.column("text")) - _bytes(texts)
-        empty = piece.stays & (tokens == 0) & (shorter > 0)
+        empty = _without_tokens(texts, piece.stays & (shorter > 0))
         _drop_duplicates(piece, edits, writer)
         writer.drop(piece.batch.filter(pa.array(empty)), NOTHING_LEFT)
         kept = pa.array(piece.stays & ~empty)
@@ -94,6 +93,14 @@ def apply_edits(unit: Json, settings: Json, writer: Writer) -> None:
             "bytes_of_repeated_lines", int((_bytes(piece.batch.column("text")) - _bytes(piece.texts))[piece.stays].sum())
         )
         writer.count("bytes_of_repeated_substrings", int((_bytes(piece.texts) - _bytes(texts))[piece.stays].sum()))
+
+
+def _without_tokens(texts: pa.Array, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    rows = np.flatnonzero(among)
+    _, _, tokens = fingerprint(spans_of(texts).take(rows))
+    empty = np.zeros(len(texts), np.bool_)
+    empty[rows[tokens == 0]] = True
+    return empty
 
 
 def _drop_duplicates(piece: Piece, edits: Edits, writer: Writer) -> None:

@@ -29,6 +29,10 @@ class Spans:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def take(self, rows: Places) -> "Spans":
+        """Some of them."""
+        return Spans(self.data, self.starts[rows], self.ends[rows])
+
 
 @dataclass(frozen=True)
 class Sketches:
@@ -50,10 +54,11 @@ def spans_of(texts: pa.Array) -> Spans:
     return Spans(data, offsets[:-1], offsets[1:])
 
 
-def exact_table(texts: Spans, refs: Refs) -> pa.Table:
-    """`key`, `check` (128 bits of hash of the tokens), `ref`, of texts that have tokens."""
+def exact_table(texts: Spans, refs: Refs, least_tokens: int = 1) -> tuple[pa.Table, Places]:
+    """`key`, `check` (128 bits of hash of the tokens), `ref`, of texts that have tokens enough; and which those are."""
     key, check, tokens = fingerprint(texts)
-    return pa.table({"key": key, "check": check, "ref": refs}).filter(pa.array(tokens > 0))
+    rows = np.flatnonzero(tokens >= least_tokens)
+    return pa.table({"key": key[rows], "check": check[rows], "ref": refs[rows]}), rows
 
 
 def fingerprint(texts: Spans) -> tuple[Hashes, Hashes, Places]:

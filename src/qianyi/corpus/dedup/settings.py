@@ -51,7 +51,7 @@ class DedupSettings(Part):
     """As `sketching`."""
     substring_bytes: Annotated[int, Field(ge=0)] = 200
     """Cut what stood before for at least so many bytes of UTF-8; 0: do not. 200 is near the 50 tokens of Lee et al. (2022)."""
-    sample_documents: Count = 4000
+    sample_documents: Count = 2000
     """Documents on which recall and precision are measured by exact Jaccard similarity, about; 0: none."""
 
     @model_validator(mode="after")

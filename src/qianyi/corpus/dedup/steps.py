@@ -12,7 +12,7 @@ from qianyi.corpus.buckets import bucket_of
 from qianyi.corpus.dedup import sample
 from qianyi.corpus.dedup.clusters import Clusters, Ranks, clusters, survivors
 from qianyi.corpus.dedup.edits import edits_of, surviving
-from qianyi.corpus.dedup.keys import Refs, Spans, band_table, exact_table, fingerprint, sketch, spans_of, window_table
+from qianyi.corpus.dedup.keys import Refs, band_table, exact_table, sketch, spans_of, window_table
 from qianyi.corpus.dedup.pairs import equal_pairs, similar_pairs
 from qianyi.corpus.dedup.settings import Sketching
 from qianyi.corpus.dedup.shuffle import Source, gather_all, refs, sources_of
@@ -35,7 +35,7 @@ def document_keys(unit: Json, settings: Json, writer: Writer) -> None:
     for batch in read_batches(Path(unit["part"])):
         texts, at = spans_of(batch.column("text")), refs(unit["number"], np.arange(row, row + batch.num_rows))
         about.append(pa.table({"id": batch.column("id"), "quality": _quality(batch, settings["quality"])}))
-        exact.append(exact_table(texts, at))
+        exact.append(exact_table(texts, at)[0])
         if settings["near"]:
             sketches = sketch(texts, how)
             bands.append(band_table(sketches, at))
@@ -56,12 +56,12 @@ def line_keys(unit: Json, settings: Json, writer: Writer) -> None:
     line = 0
     for piece in surviving(Path(unit["part"]), edits_of(unit, lines=False)):
         texts, rows = paragraphs(spans_of(piece.batch.column("text")))
-        _, _, tokens = fingerprint(texts)
-        chosen = np.flatnonzero((tokens >= settings["tokens"]) & piece.stays[rows])
-        long, at = Spans(texts.data, texts.starts[chosen], texts.ends[chosen]), refs(unit["number"], line + chosen)
-        exact.append(exact_table(long, at))
+        can_be_long = texts.ends - texts.starts >= 2 * settings["tokens"] - 1  # two bytes to a token at least, but for the last
+        chosen = np.flatnonzero(can_be_long & piece.stays[rows])
+        table, long = exact_table(texts.take(chosen), refs(unit["number"], line + chosen), settings["tokens"])
+        exact.append(table)
         if settings["near"]:
-            bands.append(band_table(sketch(long, how), at))
+            bands.append(band_table(sketch(texts.take(chosen[long]), how), refs(unit["number"], line + chosen[long])))
         line += len(texts)
     _scatter(writer, "exact", exact, settings["buckets"])
     if settings["near"]:
@@ -74,9 +74,7 @@ def window_keys(unit: Json, settings: Json, writer: Writer) -> None:
     row = 0
     for piece in surviving(Path(unit["part"]), edits_of(unit, lines=True)):
         rows = np.flatnonzero(piece.stays)
-        texts = spans_of(piece.texts)
-        left = Spans(texts.data, texts.starts[rows], texts.ends[rows])
-        found.append(window_table(left, refs(unit["number"], row + rows), settings["bytes"]))
+        found.append(window_table(spans_of(piece.texts).take(rows), refs(unit["number"], row + rows), settings["bytes"]))
         row += piece.batch.num_rows
     _scatter(writer, "windows", found, settings["buckets"])
 
