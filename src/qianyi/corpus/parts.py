@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from qianyi.corpus import directory
 from qianyi.corpus.document import corpus_manifest, read_batches
-from qianyi.corpus.engine import map_units, worker_count
+from qianyi.corpus.engine import Task, engine_of, map_units, worker_count
 from qianyi.corpus.inputs import describe_inputs
 from qianyi.corpus.progress import Progress, progress_of
+from qianyi.corpus.turn import turn, working
 from qianyi.corpus.writer import UnitWriter
-from qianyi.data.stage import Json, lock, write_json
+from qianyi.data.stage import Json, write_json
 from qianyi.errors import DataError, ResourceError, StoppedError
 
 __all__ = ["Json", "Options", "Work", "Writer", "part_units", "read_batches", "run_parts"]
@@ -110,12 +111,13 @@ def run_parts(
             directory.note_times(out, times)
             return manifest
         out.mkdir(parents=True, exist_ok=True)
-        with lock(out / ".lock", progress.wait):
+        with turn(out, progress.wait) as token:
             if manifest := directory.finished(out, plan):
                 return manifest
             directory.begin(out, plan)
             names = directory.unit_names(len(units))
-            run = _do_units(out, settings, dict(zip(names, units, strict=True)), work, options, progress)
+            job = partial(do_unit, str(out), token, work, settings, options.strict)
+            run = _do_units(out, dict(zip(names, units, strict=True)), job, options, progress)
             write_json(out / directory.RUN, {"input_times": times, **run})
             return directory.finish(out, plan, names, options.allow, strict=options.strict)
 
@@ -134,12 +136,11 @@ def part_units(corpus: Path) -> list[Json]:
     ]
 
 
-def _do_units(out: Path, settings: Json, units: dict[str, Json], work: Work, options: Options, progress: Progress) -> Json:
+def _do_units(out: Path, units: dict[str, Json], job: Task, options: Options, progress: Progress) -> Json:
     """Do what has no record yet; what the clock knows of it."""
     todo: list[Json] = [{"name": name, "unit": unit} for name, unit in units.items() if not directory.unit_is_done(out, name)]
     sizes = {name: int(unit.get("bytes", 0)) for name, unit in units.items()}
     began, done_bytes = time.time(), 0
-    job = partial(do_unit, str(out), work, settings, options.strict)
     with progress.shown(len(units), len(units) - len(todo), sum(sizes[t["name"]] for t in todo)):
         try:
             for result in map_units(job, todo, options.workers, options.engine, options.worker_memory_bytes):
@@ -157,20 +158,21 @@ def _do_units(out: Path, settings: Json, units: dict[str, Json], work: Work, opt
         "units_done_before": len(units) - len(todo),
         "bytes": done_bytes,
         "workers": worker_count(options.workers, len(todo)),
-        "engine": options.engine,
+        "engine": engine_of(options.engine),
     }
 
 
-def do_unit(out: str, work: Work, settings: Json, strict: bool, job: Json) -> Json:
+def do_unit(out: str, token: str, work: Work, settings: Json, strict: bool, job: Json) -> Json:
     """Make the files of one unit, then its record; runs in a worker."""
-    writer = UnitWriter(Path(out), job["name"], strict=strict)
-    try:
-        work(job["unit"], settings, writer)
-        record = writer.close()
-    except BaseException:
-        writer.discard()
-        raise
-    directory.write_record(Path(out), job["name"], record)
+    with working(Path(out), token):
+        writer = UnitWriter(Path(out), job["name"], strict=strict)
+        try:
+            work(job["unit"], settings, writer)
+            record = writer.close()
+        except BaseException:
+            writer.discard()
+            raise
+        directory.write_record(Path(out), job["name"], record)
     return {"name": job["name"]}
 
 
@@ -179,6 +181,10 @@ def _clear_errors(out: Path) -> Generator[None]:
     """What the system refuses, as one message."""
     try:
         yield
+    except MemoryError as error:
+        raise ResourceError(
+            f"{out}: a worker ran out of memory ({str(error) or 'no more could be had'}); use fewer workers; the same command goes on"
+        ) from None
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise ResourceError(f"{out}: the disk is full; free some room and run the same command again, it goes on") from None

@@ -181,7 +181,7 @@ def force_to_disk(path: Path) -> None:
 @contextmanager
 def lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Generator[None]:
     """Wait for a lock that the system releases when its holder ends, however it ends; say so, if another holds it."""
-    with path.open("w") as file:
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

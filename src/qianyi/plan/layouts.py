@@ -44,9 +44,9 @@ class Candidates:
     def overrides(self, i: int, config: Config) -> list[str]:
         """A candidate as overrides of its recipe: what differs from the schema's defaults, and what the recipe must not keep."""
         layout = {axis: int(getattr(self, axis)[i]) for axis in ("replica", "stage", "data", "context", "expert", "model")}
-        zero, sharded = int(self.zero[i]), layout["data"] * layout["context"] > 1
-        layout |= {"zero": zero if sharded else 3, "chunks": int(self.chunks[i])}
-        gather = GATHERS[int(self.gather[i])] if zero == 3 and sharded else "auto"
+        zero = int(self.zero[i])
+        layout |= {"zero": zero, "chunks": int(self.chunks[i])}
+        gather = GATHERS[int(self.gather[i])] if zero == 3 else "auto"
         words = {"gather": gather, "schedule": "1f1b", "exchange": "auto"}
         keys = [f"layout.{k}={v}" for k, v in (layout | words).items()]
         remat = [] if config.model.offloaded_activations else [f"model.remat={REMATS[int(self.remat[i])]}"]
@@ -159,9 +159,9 @@ def _chunks(config: Config, stage: int, accumulation: int) -> list[int]:
 
 def _shardings(config: Config, stage: int, shards: int, accumulation: int) -> list[tuple[int, int]]:
     """(zero, index into GATHERS)."""
-    if shards == 1:
-        return [(0, 1)]
     once_and_each = [(3, 0), (3, 1)]
+    if shards == 1:
+        return once_and_each  # of the cast to the type of computation
     others = [(0, 1), (1, 1)] if stage > 1 else [(0, 1), (1, 1), (2, 0)]
     return [*others, *once_and_each]
 
