@@ -6,8 +6,8 @@ from pathlib import Path
 
 from qianyi.cli.data import data_progress, show_sources
 from qianyi.config.schema import DataConfig, SourceConfig
+from qianyi.corpus.engine import map_units
 from qianyi.data.builtin import PREFIX
-from qianyi.data.pool import run_jobs, usable_cpus
 from qianyi.data.prepare import prepare
 from qianyi.data.tokenizer import id_count, load_tokenizer
 from qianyi.errors import ConfigError, DataError
@@ -23,7 +23,8 @@ def run(
     vocab_size: int | None,
     validation_fraction: float,
     text_key: str,
-    workers: int | None,
+    workers: int,
+    engine: str,
 ) -> None:
     if tokenizer is not None and vocab_size is not None:
         raise ConfigError(f"--vocab {vocab_size} is for a tokenizer that is trained; {tokenizer} is given")
@@ -38,7 +39,7 @@ def run(
     )
     size = id_count(load_tokenizer(tokenizer)) if tokenizer else vocab_size or VOCAB_SIZE
     with data_progress() as progress:
-        manifest = prepare(data, size, progress, map_jobs=partial(run_jobs, workers=workers or usable_cpus()))
+        manifest = prepare(data, size, progress, map_jobs=partial(map_units, workers=workers, engine=engine))
     show_sources(manifest, data)
     print(f"Train on them: qianyi train RECIPE data.dir={out} data.sources=[] model.vocab_size={manifest['vocab_size']}")
 

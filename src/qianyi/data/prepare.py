@@ -100,6 +100,8 @@ def prepare(
         encoder, reason = fast_encoder(tokenizer, sample)
         jobs = [job for source in data.sources for job in _jobs(source, data, out, path, encoder.name)]
         results = _run(jobs, map_jobs or partial(run_jobs, workers=usable_cpus()), progress)
+        for stray in out.rglob(".*.partial"):  # of workers that were killed
+            stray.unlink(missing_ok=True)
         sources = {s.name: {**_joined(results[s.name]), "research_only": restricted[s.name]} for s in data.sources}
         made = {"vocab_size": size, "end_token": end, "special_tokens": special.as_json(), "sources": sources}
         return {**made, "encoder": {"library": encoder.name, "reason": reason}}

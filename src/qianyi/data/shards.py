@@ -9,6 +9,7 @@ verified at the moment it is read, whatever the size of the corpus.
 """
 
 import os
+import secrets
 import weakref
 import zlib
 from array import array
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qianyi.data.stage import force_to_disk
 from qianyi.errors import DataError
 
 BLOCK_TOKENS = 1 << 18
@@ -42,6 +44,8 @@ class ShardWriter:
         self._directory, self._dtype, self._stem = directory, dtype, f"{number:05d}"
         # Whole blocks, so that a shard but the last has no short one.
         self._limit = max(shard_tokens // BLOCK_TOKENS, 1) * BLOCK_TOKENS
+        # Written under a name of its own and renamed when closed: a worker of a run that was killed may write the same unit.
+        self._partial = f".{secrets.token_hex(4)}.partial"
         self._waiting: list[NDArray[Any]] = []
         self._waiting_tokens = 0
         self._lengths, self._open_tokens = array("I"), 0
@@ -65,9 +69,17 @@ class ShardWriter:
         self._flush(whole_blocks=False)
         if self._lengths:
             name, data = f"{self._stem}.idx", np.array(self._lengths, INDEX_DTYPE).tobytes()
-            (self._directory / name).write_bytes(data)
+            self._path(name).write_bytes(data)
             self.index = [{"file": name, "documents": len(self._lengths), "crc32": zlib.crc32(data)}]
+        for file in (*self.shards, *self.index):
+            if (written := self._path(file["file"])).exists():
+                force_to_disk(written)
+                written.rename(self._directory / file["file"])
         return self.shards
+
+    def _path(self, name: str) -> Path:
+        """Where a file is until it is complete."""
+        return self._directory / f".{name}{self._partial}"
 
     def _flush(self, whole_blocks: bool) -> None:
         data = np.concatenate([np.empty(0, self._dtype), *self._waiting])
@@ -82,8 +94,7 @@ class ShardWriter:
             self.shards.append({"file": f"{self._stem}{later}.bin", "tokens": 0, "crc32": []})
         shard = self.shards[-1]
         data = block.tobytes()
-        # A shard's first block replaces what a killed process may have left there.
-        with (self._directory / shard["file"]).open("ab" if shard["tokens"] else "wb") as file:
+        with self._path(shard["file"]).open("ab") as file:
             file.write(data)
         shard["tokens"] += len(block)
         shard["crc32"].append(zlib.crc32(data))

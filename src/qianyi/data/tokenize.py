@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from qianyi.data.encode import Encoder, encoder_of
 from qianyi.data.read import Document, Span
 from qianyi.data.shards import ShardWriter, token_dtype
-from qianyi.data.stage import Json, force_to_disk, write_json
+from qianyi.data.stage import Json, write_json
 from qianyi.data.tokenized import TokenDocument, read_items
 from qianyi.data.tokenizer import cut, end_token, id_count, load_tokenizer, token_bytes
 from qianyi.errors import DataError
@@ -97,8 +97,6 @@ def tokenize_job(job: Job, progress: Progress | None = None) -> Json:
     result: Json = {"blank_documents": blank}
     for split, writer in writers.items():
         result[split] = {**counts[split], "shards": writer.close(), "index": writer.index}
-        for file in (*writer.shards, *writer.index):
-            force_to_disk(Path(job.out) / split / job.source / file["file"])
     job.record.parent.mkdir(parents=True, exist_ok=True)
     write_json(job.record, result)
     return result
