@@ -2,8 +2,8 @@
 
     python benchmarks/data_embeddings.py SETS_DIRECTORY --gensim DIRECTORY
 
-`labelled_sets.py` says how SETS_DIRECTORY is filled. DIRECTORY is that of `pip install --target DIRECTORY --no-deps gensim==4.4.0 smart_open wrapt`; its
-test data are the questions. Both get the same words in the same order, the same sizes and as many threads.
+`labelled_sets.py` says how SETS_DIRECTORY is filled. DIRECTORY is that of `pip install --target DIRECTORY --no-deps gensim==4.4.0
+smart_open wrapt`; its test data are the questions. Both get the same words in the same order, the same sizes and as many threads.
 """
 
 import argparse
