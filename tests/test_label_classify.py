@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def test_fasttext_is_its_gradient_descent(data: tuple[pa.Array, list[str]]) -> N
             np.add.at(table, own, rate * back / len(own))
     np.testing.assert_allclose(found.table, table, atol=2e-5)
     np.testing.assert_allclose(found.output, output, atol=2e-4)
-    hidden = np.stack([table[rows[a:b]].mean(axis=0) for a, b in zip(offsets, offsets[1:], strict=False)])
+    hidden = np.stack([table[rows[a:b]].mean(axis=0) for a, b in pairwise(offsets)])
     np.testing.assert_allclose(found.log_probabilities(texts), log_softmax(hidden @ output.T), atol=1e-3)
 
 

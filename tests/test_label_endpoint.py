@@ -39,7 +39,7 @@ class Model(ThreadingHTTPServer):
 class Answers(BaseHTTPRequestHandler):
     server: Model
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = body["messages"][1]["content"]
         with self.server.lock:
@@ -60,7 +60,7 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(reply)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:
         del format, args
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import chromium, sync_api
+from browser import chromium
 
 from qianyi.data import builtin
 from qianyi.errors import DataError

@@ -1,6 +1,7 @@
 """Word vectors are the paper's gradient descent, find words that belong together, and make a map of topics."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_a_pass_is_that_of_the_plain_reference() -> None:
     keep = random.uniform(0.3, 1, len(vocabulary)).astype(np.float32)
     noise = random.integers(0, len(vocabulary), 64).astype(np.int32)
     expected = table.astype(np.float64), context.astype(np.float64)
-    texts = [rows[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
+    texts = [rows[a:b].tolist() for a, b in pairwise(offsets)]
     plain_pass(*expected, texts, keep, noise, 3, 2, 0.1, 12345)
     before = table.copy()
     word2vec._skip_gram(table, context, rows, offsets, 0, 4, keep, noise, 3, 2, 0.1, 12345)

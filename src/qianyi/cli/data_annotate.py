@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pyarrow as pa
 from rich.console import Console
@@ -14,7 +13,7 @@ from qianyi.data.read import read_documents
 from qianyi.data.stage import Json
 from qianyi.errors import DataError
 from qianyi.label import annotate
-from qianyi.label.classifier import KINDS, Kind, save_classifier, train_classifier
+from qianyi.label.classifier import KINDS, save_classifier, train_classifier
 from qianyi.label.endpoint import Endpoint, bill_of, label_texts
 from qianyi.label.review import open_review
 
@@ -63,7 +62,7 @@ def learn(corpus: Path, train: Path, classifier: Path, kind: str, text_key: str,
     else:
         pairs = list(read_documents(str(train), text_key, label_key))
         texts, labels = pa.array([d.text for d in pairs], pa.string()), [d.target or "" for d in pairs]
-    save_classifier(train_classifier(cast(Kind, kind), texts, labels, progress=say), classifier)
+    save_classifier(train_classifier(kind, texts, labels, progress=say), classifier)
 
 
 def ask_endpoint(corpus: Path, out: Path, name: str, endpoint: Endpoint, journal: Path, options: Options) -> Json:

@@ -1,7 +1,7 @@
 """Labels as columns beside documents: from a corpus directory to a corpus directory.
 
-Column `label_NAME` holds the label ("" where there is none), `label_NAME_score` its probability (null where there is none). Who labels is a classifier
-(`qianyi.label.classifier`), a journal of answers (`qianyi.label.endpoint`) or a review by people (`qianyi.label.review`).
+Column `label_NAME` holds the label ("" where there is none), `label_NAME_score` its probability (null where there is none). Who labels is
+a classifier (`qianyi.label.classifier`), a journal of answers (`qianyi.label.endpoint`) or a review by people (`qianyi.label.review`).
 """
 
 import re

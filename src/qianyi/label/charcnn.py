@@ -1,7 +1,8 @@
 """A network of convolutions over characters: Zhang, Zhao & LeCun 2015, "Character-level Convolutional Networks for Text Classification".
 
-Table 1 in small: six convolutions of widths 7, 7, 3, 3, 3, 3, pooling by 3 after the first, second and last, then three linear layers. Where
-the paper has one of 70 characters, a learned vector stands for each code point of the training texts, so that Chinese needs no pinyin.
+Table 1 in small: six convolutions of widths 7, 7, 3, 3, 3, 3, pooling by 3 after the first, second and last, then three linear layers.
+Where the paper has one of 70 characters, a learned vector stands for each code point of the training texts, so that Chinese needs no
+pinyin.
 
 Dims: B text, T character, D features, C label.
 """

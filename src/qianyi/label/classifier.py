@@ -62,7 +62,8 @@ def train_classifier(
 ) -> Classifier:
     """Learns from labelled texts.
 
-    A tenth of them is held out to choose the epoch of a network and the weights of an ensemble, whose members of n-grams then learn from all.
+    A tenth of them is held out to choose the epoch of a network and the weights of an ensemble, whose members of n-grams then learn from
+    all.
 
     Raises:
         DataError: too few texts, or only one label.

@@ -106,8 +106,8 @@ def bill_of(answers: dict[str, Json], endpoint: Endpoint) -> Bill:
 
 
 def label_in(answer: str, labels: tuple[str, ...]) -> str:
-    """The one label that an answer names, "" if it is not one: the whole answer, else the only label that occurs in it (of Latin letters, as a
-    word)."""
+    """The one label that an answer names, "" if it is not one: the whole answer, else the only label that occurs in it (of Latin letters,
+    as a word)."""
     plain = answer.strip().strip("\"'`.*。“”「」 ").casefold()
     for label in labels:
         if plain == label.casefold():

@@ -1,10 +1,11 @@
 """Words of Chinese: neighbours that occur together far more often than apart are joined.
 
-Mikolov et al. 2013 (see `word2vec`), section 4, in passes: the first makes words of two characters, the second of up to four. Nothing is joined
-across a space or a mark, so words of alphabets stay as they are.
+Mikolov et al. 2013 (see `word2vec`), section 4, in passes: the first makes words of two characters, the second of up to four. Nothing is
+joined across a space or a mark, so words of alphabets stay as they are.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,7 +79,7 @@ def _join(units: Units, spans: Spans, data: NDArray[np.uint8], joined: Vocabular
 
 
 @kernel
-def _pair(left: np.uint64, right: np.uint64) -> np.uint64:
+def _pair(left: Any, right: Any) -> Any:
     return (left ^ (left >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + right
 
 

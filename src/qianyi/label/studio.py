@@ -38,7 +38,8 @@ def to_studio(review: Review) -> list[Json]:
 
 
 def from_studio(path: Path) -> tuple[list[Item], list[tuple[str, str, str]]]:
-    """Texts, and (annotator, id, label) of each annotation that is neither cancelled nor empty, in a file that Label Studio exported as JSON.
+    """Texts, and (annotator, id, label) of each annotation that is neither cancelled nor empty, in a file that Label Studio exported as
+    JSON.
 
     Raises:
         DataError: it cannot be read, or a task has no text or a result that is no single choice.

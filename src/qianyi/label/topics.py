@@ -1,7 +1,7 @@
 """What a corpus is about: documents on a plane, clusters with their words, and documents that are like no others.
 
-A document's vector is the mean of its words' vectors, common words counting less, with the direction that all have in common taken out (Arora,
-Liang & Ma 2017, "A Simple but Tough-to-Beat Baseline for Sentence Embeddings").
+A document's vector is the mean of its words' vectors, common words counting less, with the direction that all have in common taken out
+(Arora, Liang & Ma 2017, "A Simple but Tough-to-Beat Baseline for Sentence Embeddings").
 """
 
 import json
@@ -131,8 +131,8 @@ def _document_vectors(texts: pa.Array, seed: int) -> tuple[tuple[str, ...], Floa
 
 
 def _top_words(rows: Rows, offsets: Offsets, counts: NDArray[np.int64], inside: NDArray[np.bool_]) -> list[int]:
-    """Words that say most that a text is inside, by their part of the divergence between the words inside and all words; not those that are in
-    a large share of all texts."""
+    """Words that say most that a text is inside, by their part of the divergence between the words inside and all words; not those that
+    are in a large share of all texts."""
     here = np.bincount(rows[np.repeat(inside, np.diff(offsets))], minlength=len(counts))
     p = here / max(int(here.sum()), 1)
     gain = p * np.log(np.maximum(p, 1e-12) / (counts / counts.sum()))

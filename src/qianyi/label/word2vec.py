@@ -193,6 +193,39 @@ def _first(rows: Rows, first: Offsets) -> None:
 
 
 @fast_kernel
+def _learn_pair(
+    table: Floats,
+    context: Floats,
+    word: int,
+    centre: int,
+    noise: Rows,
+    negative: int,
+    step: Any,
+    change: Floats,
+    random: Any,
+) -> Any:
+    """One step for a word and the word in whose context it is, and the generator's next state."""
+    change[:] = 0
+    for draw in range(negative + 1):
+        target, label = centre, np.float32(1)
+        if draw > 0:
+            random = random * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+            target, label = noise[(random >> np.uint64(33)) & np.uint64(len(noise) - 1)], np.float32(0)
+            if target == centre:
+                continue
+        score = np.float32(0)
+        for k in range(table.shape[1]):
+            score += table[word, k] * context[target, k]
+        pull = (label - np.float32(1) / (np.float32(1) + np.exp(-score))) * step
+        for k in range(table.shape[1]):
+            change[k] += pull * context[target, k]
+            context[target, k] += pull * table[word, k]
+    for k in range(table.shape[1]):
+        table[word, k] += change[k]
+    return random
+
+
+@fast_kernel
 def _skip_gram(
     table: Floats,
     context: Floats,
@@ -230,22 +263,4 @@ def _skip_gram(
             for j in range(max(0, i - reach), min(n, i + reach + 1)):
                 if j == i:
                     continue
-                word = sentence[j]
-                change[:] = 0
-                for draw in range(negative + 1):
-                    target, label = centre, np.float32(1)
-                    if draw > 0:
-                        random = random * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-                        target, label = noise[(random >> np.uint64(33)) & np.uint64(len(noise) - 1)], np.float32(0)
-                        if target == centre:
-                            continue
-                    score = np.float32(0)
-                    for k in range(width):
-                        score += table[word, k] * context[target, k]
-                    pull = (label - np.float32(1) / (np.float32(1) + np.exp(-score))) * step
-                    for k in range(width):
-                        change[k] += pull * context[target, k]
-                    for k in range(width):
-                        context[target, k] += pull * table[word, k]
-                for k in range(width):
-                    table[word, k] += change[k]
+                random = _learn_pair(table, context, sentence[j], centre, noise, negative, step, change, random)

@@ -1,5 +1,5 @@
-"""How good word vectors are: analogies (Mikolov et al. 2013, "Efficient Estimation of Word Representations in Vector Space", section 4.1) and
-similarities as people judge them (WordSim-353: Finkelstein et al. 2002; SimLex-999: Hill, Reichart & Korhonen 2015)."""
+"""How good word vectors are: analogies (Mikolov et al. 2013, "Efficient Estimation of Word Representations in Vector Space", section 4.1)
+and similarities as people judge them (WordSim-353: Finkelstein et al. 2002; SimLex-999: Hill, Reichart & Korhonen 2015)."""
 
 from pathlib import Path
 from typing import NamedTuple
