@@ -229,15 +229,16 @@ def tokenize(
     corpora: Annotated[list[str], typer.Argument(metavar="[NAME=]CORPUS...", help="Corpus directories, or files of text.")],
     out: Out,
     tokenizer: Annotated[Path | None, typer.Option(metavar="FILE", help="A tokenizer.json.")] = None,
-    vocab: Annotated[int | None, typer.Option(min=260, help="Of a tokenizer trained here (32,768).")] = None,
+    vocab: Annotated[int | None, typer.Option(min=257, help="Of a tokenizer trained here (32,768).")] = None,
     validation: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.01,
     text_key: Annotated[str, typer.Option(help="Field with the text.")] = "text",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores unless given.")] = None,
+    workers: Workers = 0,
+    engine: Engine = "auto",
 ) -> None:
     """Make shards of tokens, which recipes train on."""
     from qianyi.cli import data_tokenize
 
-    data_tokenize.run(corpora, out, tokenizer, vocab, validation, text_key, workers)
+    data_tokenize.run(corpora, out, tokenizer, vocab, validation, text_key, workers, engine)
 
 
 @data_app.command("export")
