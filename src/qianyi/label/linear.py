@@ -1,7 +1,6 @@
 """Classifiers of bags of n-grams: averaged embeddings (fastText), and TF-IDF with a support vector machine.
 
-Joulin, Grave, Bojanowski & Mikolov 2017, "Bag of Tricks for Efficient Text Classification", section 2; the rates and initial values are
-those that the fastText program documents.
+Joulin, Grave, Bojanowski & Mikolov 2017, "Bag of Tricks for Efficient Text Classification", section 2.
 """
 
 from collections.abc import Sequence
@@ -23,8 +22,8 @@ Arrays = dict[str, NDArray[Any]]
 ORDER = 2
 """Units and pairs of units; of Chinese, whose units are characters, TF-IDF also counts three in a row."""
 TEMPERATURE = 0.25
-"""Margins of the support vector machine are divided by this before they are made probabilities; found on the training part of 20
-Newsgroups."""
+"""Margins of the support vector machine are divided by this before they are made probabilities: a choice, not fitted. Labels do not
+depend on it, and the weights of an ensemble make up for it."""
 
 
 @dataclass(frozen=True)
