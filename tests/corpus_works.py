@@ -59,7 +59,9 @@ def drop_short(unit: Json, settings: Json, writer: Writer) -> None:
     writer.scatter("keys", table, bucket_of(np.array(hashes, np.uint64), 5), 5)
 
 
-def clean(corpus: Path, out: Path, size_bytes: int = 700, options: Options | None = None, rules: tuple[str, ...] = ("short",)) -> Json:
+def clean(
+    corpus: Path, out: Path, size_bytes: int = 700, options: Options | None = None, rules: tuple[str, ...] = ("short",)
+) -> Json:
     return run_parts(out, "clean", {"bytes": size_bytes, "rules": list(rules)}, part_units(corpus), drop_short, [corpus], options)
 
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from qianyi.corpus.kernels.ngrams import Hashes, Places, fold_table, text_buffers, walk
 from qianyi.corpus.kernels.overlap import WORD, prefix_table, weighted_grams, weights
-from qianyi.data.read import _decode, _decompressed
+from qianyi.data.compressed import decompressed
+from qianyi.data.read import _decode
 from qianyi.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt", ".md")
@@ -185,7 +186,7 @@ def _tokens(text: str) -> tuple[Hashes, Places]:
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     try:
         with file.open("rb") as raw:
-            for number, line in enumerate(_decompressed(file, raw), 1):
+            for number, line in enumerate(decompressed(file.name, raw), 1):
                 yield number, _decode(line, f"{file}:{number}")
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(f"{file}: the compressed data is damaged or cut short ({error}); fetch the file again") from None
