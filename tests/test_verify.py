@@ -90,8 +90,8 @@ def test_mean_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
 def wrong_reduction(change: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
     """`reduce_gradient` in which gradients of vectors (biases, norms) are changed: (own, summed) -> result."""
 
-    def reduce(gradient: jax.Array, spec: Any, own: Any = ()) -> jax.Array:
-        right = collectives.reduce_gradient(gradient, spec, own)
+    def reduce(gradient: jax.Array, spec: Any, own: Any = (), dtype: Any = jnp.float32) -> jax.Array:
+        right = collectives.reduce_gradient(gradient, spec, own, dtype)
         return change(gradient, right) if not collectives.axes_of(spec) and gradient.ndim <= 2 else right
 
     return reduce
@@ -165,10 +165,10 @@ def test_chunks_swapped_between_stages(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tied_embedding_updated_by_one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first stage's gradient of the tied table is not added to the last's."""
 
-    def of_last_stage(gradient: jax.Array, spec: Any, own: Any = ()) -> jax.Array:
+    def of_last_stage(gradient: jax.Array, spec: Any, own: Any = (), dtype: Any = jnp.float32) -> jax.Array:
         last = lax.axis_index("stage") == lax.axis_size("stage") - 1
         shared = "stage" not in collectives.axes_of(spec) and lax.axis_size("stage") > 1
-        return collectives.reduce_gradient(jnp.where(last, gradient, 0) if shared else gradient, spec, own)
+        return collectives.reduce_gradient(jnp.where(last, gradient, 0) if shared else gradient, spec, own, dtype)
 
     monkeypatch.setattr(weights, "reduce_gradient", of_last_stage)
     assert "gradients" in caught(recipe(DENSE), LayoutConfig(stage=2))
