@@ -142,6 +142,21 @@ def test_a_new_corpus_is_compared_with_the_keys_of_an_old_one(tmp_path: Path) ->
     assert 1000 - 2 * SPREAD - 200 < last["stat_cut_bytes"] <= 1000
 
 
+def test_what_went_from_an_old_corpus_is_not_compared_with(tmp_path: Path) -> None:
+    text = real_texts()[3]
+    old = make_corpus(tmp_path / "old", [text, text.upper(), text + " again", real_texts()[4]], 2)
+    new = make_corpus(tmp_path / "new", [text.lower(), text, real_texts()[5], real_texts()[4] + " new"], 2, "news")
+    dedup([old], tmp_path / "first", DOCUMENTS)
+    dedup([new], tmp_path / "second", DOCUMENTS, against=[tmp_path / "first"])
+    first = {row["id"]: row["text"] for row in kept(tmp_path / "first").values()}
+    gone = dropped(tmp_path / "second")
+    assert sorted(gone) == ["00000", "00001", "00003"]
+    assert all(row["detail"].rsplit(" ", 1)[1] in first for row in gone.values())
+    survives = next(value for value in first.values() if value != real_texts()[4])
+    reason = "near_duplicate" if survives.endswith("again") else "exact_duplicate"
+    assert {gone[origin]["reason"] for origin in ("00000", "00001")} == {reason}
+
+
 def test_any_number_of_buckets_gives_the_same_bucket() -> None:
     from qianyi.corpus.buckets import bucket_of
 

@@ -24,25 +24,31 @@ class Source:
     """Directory of the stage that scattered them, one unit for each part."""
     base: int
     """Number of its first part."""
+    gone: Path | None = None
+    """Directory of decisions about its documents, if they were taken before: those that went are not compared with."""
 
     @property
     def json(self) -> Json:
-        return {"keys": str(self.keys), "base": self.base}
+        return {"keys": str(self.keys), "base": self.base, "gone": None if self.gone is None else str(self.gone)}
+
+    @property
+    def inputs(self) -> list[Path]:
+        return [self.keys] if self.gone is None else [self.keys, self.gone]
 
 
-def sources(directories: Sequence[Path]) -> tuple[Source, ...]:
-    """Number the parts of key directories one after the other."""
+def sources(directories: Sequence[tuple[Path, Path | None]]) -> tuple[Source, ...]:
+    """Number the parts of directories of keys, each with one of decisions or none, one after the other."""
     found: list[Source] = []
     base = 0
-    for directory in directories:
-        found.append(Source(directory, base))
-        base += corpus_manifest(directory)["units"]
+    for keys, gone in directories:
+        found.append(Source(keys, base, gone))
+        base += corpus_manifest(keys)["units"]
     return tuple(found)
 
 
 def sources_of(unit: Json) -> tuple[Source, ...]:
     """What `Source.json` made."""
-    return tuple(Source(Path(entry["keys"]), entry["base"]) for entry in unit["sources"])
+    return tuple(Source(Path(e["keys"]), e["base"], Path(e["gone"]) if e["gone"] else None) for e in unit["sources"])
 
 
 def refs(part: int, rows: Any) -> Refs:
@@ -52,9 +58,11 @@ def refs(part: int, rows: Any) -> Refs:
 
 def gather_all(found: Sequence[Source], name: str, bucket: int, n_buckets: int) -> pa.Table:
     """Rows of all sources whose `key` is in a bucket, with refs in the common numbering."""
-    tables = [
-        table for source in found for path in side_files(source.keys, name) for table in _rows(path, source, bucket, n_buckets)
-    ]
+    tables: list[pa.Table] = []
+    for source in found:
+        gone = _removed(source.gone) if source.gone else np.empty(0, np.uint64)
+        for path in side_files(source.keys, name):
+            tables += _rows(path, source, gone, bucket, n_buckets)
     return pa.concat_tables(tables)
 
 
@@ -66,7 +74,12 @@ def read_refs(directory: Path, name: str, first: int, last: int) -> pa.Table:
     return pa.concat_tables(tables).sort_by("ref")
 
 
-def _rows(path: Path, source: Source, bucket: int, n_buckets: int) -> Iterator[pa.Table]:
+def _removed(decisions: Path) -> Refs:
+    tables = [pq.read_table(path, columns=["ref"]) for path in side_files(decisions, "removed")]
+    return np.concatenate([np.empty(0, np.uint64), *(table["ref"].to_numpy() for table in tables)])
+
+
+def _rows(path: Path, source: Source, gone: Refs, bucket: int, n_buckets: int) -> Iterator[pa.Table]:
     try:
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as file:
             there = file.num_record_batches
@@ -74,6 +87,8 @@ def _rows(path: Path, source: Source, bucket: int, n_buckets: int) -> Iterator[p
                 table = pa.Table.from_batches([file.get_batch(number)])
                 if there != n_buckets:
                     table = table.filter(pa.array(bucket_of(table["key"].to_numpy(), n_buckets) == bucket))
+                if len(gone):
+                    table = table.filter(pa.array(~np.isin(table["ref"].to_numpy(), gone)))
                 moved = pa.array(table["ref"].to_numpy() + refs(source.base, 0))
                 yield table.set_column(table.schema.get_field_index("ref"), "ref", moved)
     except (OSError, pa.ArrowException) as error:

@@ -139,7 +139,8 @@ def _documents(run: _Run) -> _Run:
         "similarity": chosen.similarity,
         "buckets": n_buckets,
     }
-    pairs = run.stage("document_pairs", settings, _bucket_units(found, n_buckets), steps.pairs, [s.keys for s in found])
+    compared = [path for source in found for path in source.inputs]
+    pairs = run.stage("document_pairs", settings, _bucket_units(found, n_buckets), steps.pairs, compared)
     unit = {"pairs": str(pairs), **_numbered(found)}
     settings = {"sketching": sketching, "sampled": sampled}
     run.stage("document_clusters", settings, [unit], steps.document_clusters, [pairs, *(s.keys for s in found)])
@@ -190,7 +191,9 @@ def _compared(run: _Run, keys: Path, needed: Json) -> tuple[Source, ...]:
                 )
         if needed.get("sketching") and not there["near"]:
             raise DataError(f"{old}: holds no MinHash keys: deduplicate {directory} with them, or turn them off here")
-    return sources([*(directory / keys.name for directory in run.against), keys])
+    decided = keys.name == "document_keys"
+    old = [(directory / keys.name, directory / "document_clusters" if decided else None) for directory in run.against]
+    return sources([*old, (keys, None)])
 
 
 def _numbered(found: Sequence[Source]) -> Json:

@@ -109,11 +109,10 @@ def document_clusters(unit: Json, settings: Json, writer: Writer) -> None:
     ranks = _ranks(linked.refs, found, unit["base"])
     chosen = survivors(linked, ranks)
     removed = np.flatnonzero((chosen != np.arange(len(chosen))) & ~ranks.stays)
-    is_equal = _together(
-        clusters(equal["a"].to_numpy(), equal["b"].to_numpy()), linked.refs[removed], linked.refs[chosen[removed]]
-    )
-    near = _similarity(similar, linked.refs[removed], linked.refs[chosen[removed]])
-    ids = ranks.ids[chosen[removed]]
+    same = _survivor_of_equals(clusters(equal["a"].to_numpy(), equal["b"].to_numpy()), linked.refs, chosen)[removed]
+    is_equal, named = same >= 0, np.where(same >= 0, same, chosen[removed])
+    near = _similarity(similar, linked.refs[removed], linked.refs[named])
+    ids = ranks.ids[named]
     details = [
         f"of {name}" if same or value < 0 else f"{value:.2f} like {name}"
         for name, same, value in zip(ids, is_equal, near, strict=True)
@@ -172,10 +171,13 @@ def _ranks(at: Refs, found: Iterable[Source], base: int) -> Ranks:
     return Ranks(parts < base, quality, ids)
 
 
-def _together(found: Clusters, a: Refs, b: Refs) -> NDArray[np.bool_]:
-    """Whether pairs of refs are in one cluster."""
-    root_a, root_b = _roots(found, a), _roots(found, b)
-    return (root_a == root_b) & (root_a >= 0)
+def _survivor_of_equals(equals: Clusters, at: Refs, chosen: Places) -> Places:
+    """[refs]: place of a document that survives and is equal to each; -1 where there is none."""
+    roots = _roots(equals, at)
+    survivor = np.full(len(equals.refs) + 1, -1)  # the last is for those that have no equal
+    alive = np.flatnonzero((chosen == np.arange(len(at))) & (roots >= 0))[::-1]
+    survivor[roots[alive]] = alive
+    return survivor[roots]
 
 
 def _roots(found: Clusters, at: Refs) -> Places:
