@@ -38,7 +38,9 @@ def _given(**settings: Any) -> dict[str, Any]:
 
 @data_app.command("run")
 def run_(
-    pipeline: Annotated[Path, typer.Argument(metavar="FILE", help="Stages and their settings, in YAML.")],
+    pipeline: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Stages and their settings, in YAML; or a shipped one: quickstart, bilingual.")
+    ],
     out: Out,
     workers: Workers = 0,
     engine: Engine = "auto",

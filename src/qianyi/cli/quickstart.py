@@ -14,18 +14,32 @@ from qianyi.monitor.report import write_report
 
 KILL_STEP, STOP_STEP = 33, 48
 """Checkpoints fall on multiples of 20: the kill loses 13 steps, and the continued run passes the place where it was killed."""
+TEXT = Path("data/quickstart-text")
+"""Where the pipeline goes."""
 PROMPTS = ("ROMEO:\n", "却说曹操")
 
 
 def run(steps: int, run_dir: Path) -> None:
     began_seconds = time.perf_counter()
-    settings = [f"train.steps={steps}", f"run.dir={run_dir}", "checkpoint.every_steps=20"]
+    tokens = TEXT / "4-tokens"
+    settings = [
+        f"train.steps={steps}",
+        f"run.dir={run_dir}",
+        "checkpoint.every_steps=20",
+        f"data.dir={tokens}",
+        "data.sources=[]",
+    ]
     again = run_dir.with_name(f"{run_dir.name}-killed")
     for directory in (run_dir, again):
         _clear(directory)
 
-    _say(1, "Data: the plays of Shakespeare and 三国演义, a tokenizer trained on both, token shards")
-    _qianyi("data", "prepare", "quickstart")
+    _say(
+        1,
+        "Data: the plays of Shakespeare and 三国演义 collected, cleaned, without duplicates; a tokenizer trained on both; token shards",
+    )
+    _qianyi("data", "run", "quickstart", "--out", str(TEXT), "--workers", "1")
+    _qianyi("data", "tokenize", f"books={TEXT / '3-dedup'}", "--out", str(tokens), "--vocab", "4096", "--validation", "0.03")
+    _qianyi("data", "inspect", str(TEXT))
 
     _say(2, f"Training {steps} steps on eight simulated devices: FSDP over 4 x tensor parallelism over 2")
     _qianyi("train", "quickstart", *settings)
@@ -50,6 +64,7 @@ def run(steps: int, run_dir: Path) -> None:
         f"{losses[-1]:.2f} nats per token and held-out text to\n{scores['bits_per_byte']:.3f} bits per byte (uniform "
         f"{scores['baselines']['uniform']:.3f}, unigram {scores['baselines']['unigram']:.3f}); a killed run went on exactly.\n"
         f"  The report:                  {report}\n"
+        f"  What became of the text:     {TEXT / 'inspect.html'}\n"
         f"  Train longer:                qianyi train quickstart train.steps={10 * steps} run.dir=runs/longer\n"
         f"  Another layout, same result: qianyi train quickstart layout.data=2 layout.model=2 layout.replica=2 run.dir=runs/other\n"
         f"  Your own text:               qianyi train quickstart data.dir=data/mine run.dir=runs/mine "
