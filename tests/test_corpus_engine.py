@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,8 @@ def ray_cluster(directory: Path) -> Generator[dict[str, str]]:
         finally:
             head.terminate()
             head.wait()
+            shutil.rmtree(directory, ignore_errors=True)
+            log.unlink()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'qianyi[ray]'")

@@ -142,6 +142,25 @@ def parts_of_all(unit: parts.Json, settings: parts.Json, w: parts.Writer) -> Non
     w.keep(document_batch(unit["path"], [str(i) for i in range(len(all_texts))], all_texts))
 
 
+def test_a_corpus_larger_than_memory(tmp_path: Path) -> None:
+    """270 MB of text (real text, 40 times over) through a process that may hold 220 MB more than its libraries do."""
+    run_parts(tmp_path / "in", "collect", {}, [{"path": path} for path in CORPORA * 4], ten_times, [])
+    assert corpus_manifest(tmp_path / "in")["bytes"] > 260e6
+    arguments = [TESTS / "corpus_memory.py", tmp_path / "in", tmp_path / "out", str(220_000_000)]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "does not fit\n"
+    assert corpus_manifest(tmp_path / "out")["documents"] == 40 * sum(
+        len(t.encode()) >= 700 for path in CORPORA for t in texts(path)
+    )
+
+
+def ten_times(unit: parts.Json, settings: parts.Json, w: parts.Writer) -> None:
+    all_texts = texts(unit["path"])
+    for time in range(10):
+        w.keep(document_batch(unit["path"], [f"{time}/{i}" for i in range(len(all_texts))], all_texts))
+
+
 def test_rules_that_match_nothing_or_everything(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"rule `shrot` matches none of 1,395 documents.*--allow shrot; nothing is lost"):

@@ -1,6 +1,7 @@
 """What two corpora do not have in common."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ class Difference:
 
 
 def diff(a: Path, b: Path, samples: int = 5) -> list[Difference]:
-    """Compare two corpus directories, or two pipelines' directories stage by stage (those that both have, by name).
+    """Compare two corpus directories, or two pipelines' directories stage by stage (the stages that both have, by name).
 
     Raises:
         DataError: one of them is neither, or not finished.
@@ -75,14 +76,19 @@ def diff(a: Path, b: Path, samples: int = 5) -> list[Difference]:
     stages_a, stages_b = stage_directories(a), stage_directories(b)
     if len(stages_a) == len(stages_b) == 1:
         return [_compare(stages_a[0], stages_b[0], samples)]
-    names_b = {_name(path, b): path for path in stages_b}
-    pairs = [(path, names_b[_name(path, a)]) for path in stages_a if _name(path, a) in names_b]
-    return [_compare(first, second, samples) for first, second in pairs]
+    named_a, named_b = _named(stages_a, a), _named(stages_b, b)
+    return [_compare(path, named_b[name], samples) for name, path in named_a.items() if name in named_b]
 
 
-def _name(directory: Path, root: Path) -> str:
-    """Of a stage, without its number."""
-    return re.sub(r"^\d+-", "", str(directory.relative_to(root)))
+def _named(directories: list[Path], root: Path) -> dict[tuple[str, int], Path]:
+    """By name of the stage, without its number, and how often that has come before."""
+    seen: Counter[str] = Counter()
+    named: dict[tuple[str, int], Path] = {}
+    for directory in directories:
+        name = re.sub(r"^\d+-", "", str(directory.relative_to(root)))
+        named[name, seen[name]] = directory
+        seen[name] += 1
+    return named
 
 
 def _compare(a: Path, b: Path, samples: int) -> Difference:
