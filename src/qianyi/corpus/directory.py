@@ -50,8 +50,7 @@ def begin(out: Path, plan: Json) -> None:
         return
     if before is None and any(not entry.name.startswith(".") and not is_corpus(entry) for entry in out.iterdir()):
         raise DataError(f"{out}: holds files that are not of a corpus; give an empty or a new directory")
-    (out / PLAN).unlink(missing_ok=True)
-    # Records go first: what is left of them after a kill would vouch for files of the other plan.
+    # Records go first, and the plan last: after a kill in between, what is left is still unfinished work to the other plan.
     for directory in sorted(_directories(out), key=lambda path: path.name != "done"):
         _remove_files(directory, keep=set())
     (out / RUN).unlink(missing_ok=True)

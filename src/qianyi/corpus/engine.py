@@ -11,9 +11,9 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
-from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -123,24 +123,20 @@ _WORKER_ENDED = ("UDF process", "ActorDiedError", "WorkerCrashedError", "OutOfMe
 def _daft(engine: str) -> Any:
     """Daft with its runner set: one for the life of a process."""
     os.environ |= _QUIET
+    # It leaves the pipes of its processes to the garbage collector.
+    warnings.filterwarnings("ignore", "unclosed|subprocess", ResourceWarning)
     daft: Any = import_module("daft")
     try:
         if engine == "ray":
             _connect_to_ray()
             daft.set_runner_ray(noop_if_initialized=True)
         elif daft.runners.get_or_infer_runner_type() != "native":
-            raise ConfigError("engine `native`: this process has used Ray already; start another")
-        else:
-            _use_native_runner()
+            raise ConfigError(
+                "engine `native`: Ray runs in this process already, or DAFT_RUNNER names it; start another process without"
+            )
     except ImportError:
         raise ConfigError("engine `ray`: the package is not installed: pip install 'qianyi[ray]'") from None
     return daft
-
-
-@cache
-def _use_native_runner() -> None:
-    """Daft takes it once in the life of a process."""
-    import_module("daft").set_runner_native()
 
 
 _QUIET = {"DAFT_PROGRESS_BAR": "0", "DAFT_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_DEDUP_LOGS": "0"}

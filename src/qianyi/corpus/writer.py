@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,13 @@ class TableFile:
         path.parent.mkdir(exist_ok=True)
         repeated: Any = [f.name for f in schema if pa.types.is_string(f.type) and f.name not in _VARIED]
         ordered: Any = [f.name for f in schema if f.name not in _VARIED]
-        self._file = pq.ParquetWriter(
-            self._partial, schema, compression="zstd", use_dictionary=repeated, write_statistics=ordered or False
-        )
+        try:
+            self._file = pq.ParquetWriter(
+                self._partial, schema, compression="zstd", use_dictionary=repeated, write_statistics=ordered or False
+            )
+        except OSError:
+            self._partial.unlink(missing_ok=True)
+            raise
 
     @property
     def schema(self) -> pa.Schema:
@@ -67,8 +72,8 @@ class TableFile:
         return {**put_in_place(self._partial, self.path), "rows": self._rows}
 
     def discard(self) -> None:
-        self._pending = []
-        self._file.close()
+        with suppress(OSError):  # where the disk is full the end cannot be written either
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
     def _write(self) -> None:

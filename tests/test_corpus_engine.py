@@ -1,0 +1,129 @@
+"""The engine does every unit once, wherever it runs; what goes wrong in a worker is said as if it had gone wrong here."""
+
+import importlib.util
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from corpus_works import content, misbehave
+
+from qianyi.corpus.engine import WorkerError, engine_of, worker_count
+from qianyi.corpus.parts import Options, run_parts
+from qianyi.errors import ConfigError, DataError, ResourceError
+
+WORKS = Path(__file__).parent / "corpus_works.py"
+
+
+def units(n: int, **at_two: object) -> list[dict[str, object]]:
+    return [{"number": i, **(at_two if i == 2 else {})} for i in range(n)]
+
+
+def started(out: Path, workers: int, work: list[dict[str, object]], **environment: str) -> subprocess.Popen[str]:
+    arguments = [sys.executable, str(WORKS), str(out), str(workers), json.dumps(work)]
+    return subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}, start_new_session=True
+    )
+
+
+def finished_units(out: Path) -> int:
+    return len(list((out / "done").glob("[0-9]*.json"))) if (out / "done").is_dir() else 0
+
+
+@pytest.mark.parametrize(
+    ("do", "error", "message"),
+    [
+        ("refuse", DataError, r"^x\.jsonl:3: broken JSON$"),
+        ("fail", WorkerError, r"Traceback[^~]*no such thing"),
+        ("die", ResourceError, r"a worker was ended by the system, as happens when memory runs out; use fewer workers"),
+    ],
+)
+def test_what_goes_wrong_in_a_worker(tmp_path: Path, do: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run_parts(tmp_path / "out", "s", {}, units(6, do=do), misbehave, [], Options(workers=2))
+    run_parts(tmp_path / "out", "s", {}, units(6), misbehave, [])
+    run_parts(tmp_path / "alone", "s", {}, units(6), misbehave, [])
+    assert content(tmp_path / "out") == content(tmp_path / "alone")
+
+
+def test_a_worker_that_grows_is_stopped(tmp_path: Path) -> None:
+    limit = Options(worker_memory_bytes=2 << 30)
+    with pytest.raises(ResourceError, match=r"out: a worker ran out of memory .*; use fewer workers; the same command goes on"):
+        run_parts(tmp_path / "out", "s", {}, units(3, do="grow"), misbehave, [], limit)
+
+
+def test_ctrl_c_and_kill_lose_no_finished_unit(tmp_path: Path) -> None:
+    out, work = tmp_path / "out", [{"number": i, "seconds": 0.5} for i in range(8)]
+    for sign, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        before = finished_units(out)
+        run = started(out, 2, work)
+        while finished_units(out) == before and run.poll() is None:
+            time.sleep(0.02)
+        os.killpg(run.pid, sign) if sign == signal.SIGINT else run.kill()
+        message = run.communicate()[1]
+        assert run.returncode == code, message
+        if sign == signal.SIGINT:
+            assert "pieces are finished: the same command goes on" in message and "Traceback" not in message
+        assert before < finished_units(out) < 8
+    run_parts(out, "misbehave", {}, work, misbehave, [])  # waits for workers that the killed run left
+    run_parts(tmp_path / "alone", "misbehave", {}, work, misbehave, [])
+    assert content(out) == content(tmp_path / "alone")
+
+
+def test_choice_of_workers_and_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_count(0, 1000) == len(os.sched_getaffinity(0))
+    assert (worker_count(8, 3), worker_count(2, 3), worker_count(4, 0)) == (3, 2, 1)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert engine_of("auto") == "native"
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert (engine_of("auto"), engine_of("native")) == ("ray", "native")
+    with pytest.raises(ConfigError, match="engine `dask`: expected auto, native, ray"):
+        engine_of("dask")
+
+
+@contextmanager
+def ray_cluster(directory: Path) -> Generator[dict[str, str]]:
+    """Three workers on this machine; the environment in which runs find them."""
+    port = 20000 + os.getpid() % 10000
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(24),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    options = ["--head", "--block", f"--port={port}", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--temp-dir={directory}"]
+    log = directory.with_suffix(".log")
+    with log.open("w") as output:
+        head = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), "start", *options, "--include-dashboard=false", "--disable-usage-stats"],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **environment},
+        )
+        try:
+            while "Ray runtime started" not in log.read_text():
+                assert head.poll() is None, log.read_text()
+                time.sleep(0.2)
+            yield {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+        finally:
+            head.terminate()
+            head.wait()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'qianyi[ray]'")
+def test_ray_makes_the_same_bytes(tmp_path: Path) -> None:
+    with ray_cluster(Path("/tmp") / f"qianyi-ray-{os.getpid()}") as environment:  # its sockets need a short path
+        run = started(tmp_path / "ray", 3, units(9), **environment)
+        message = run.communicate()[1]
+        assert run.returncode == 0, message
+        refused = started(tmp_path / "refused", 3, units(4, do="refuse"), **environment)
+        assert refused.communicate()[1].endswith("x.jsonl:3: broken JSON\n")
+    assert json.loads((tmp_path / "ray" / "run.json").read_text())["engine"] == "ray"
+    run_parts(tmp_path / "alone", "misbehave", {}, units(9), misbehave, [])
+    assert content(tmp_path / "ray") == content(tmp_path / "alone")
