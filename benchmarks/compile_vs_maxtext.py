@@ -115,8 +115,8 @@ CASES = {
             "use_iota_embed=true",
             *("sa_block_q=1024", "sa_block_q_dkv=2048", "sa_block_q_dq=2048"),
         ),
-        "512 sequences of 8,192 tokens on two slices, FSDP over 128, tensor parallelism over 4; layers' inputs, queries, keys, values and what "
-        "attention adds lie in the hosts' memory: MaxText's settings",
+        "512 sequences of 8,192 tokens on two slices, FSDP over 128, tensor parallelism over 4; layers' inputs, queries, keys, values and "
+        "what attention adds lie in the hosts' memory: MaxText's settings",
     ),
 }
 

@@ -2,8 +2,9 @@
 
     python tests/kill_corpus.py DIRECTORY [STRIDE]
 
-Every attempt finds a finished corpus of other settings. What a killed child leaves must say that it is the finished old, the finished new, or
-unfinished; another child then must make what an undisturbed one makes. With a stride of n, at every n-th only. Prints the number of changes. (No JAX here: the process forks.)
+Every attempt finds a finished corpus of other settings. What a killed child leaves must say that it is the finished old, the finished
+new, or unfinished; another child then must make what an undisturbed one makes. With a stride of n, at every n-th only. Prints the number of
+changes. (No JAX here: the process forks.)
 """
 
 import os
