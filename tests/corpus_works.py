@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import xxhash
-from pydantic import BaseModel, ConfigDict
 
+from qianyi.config.part import Part
 from qianyi.corpus import directory
 from qianyi.corpus.buckets import bucket_of, gather
 from qianyi.corpus.document import document_batch
@@ -85,19 +85,18 @@ def misbehave(unit: Json, settings: Json, writer: Writer) -> None:
             writer.keep(document_batch("x", [str(unit["number"])], [f"text {unit['number']}"]))
 
 
-class CollectSettings(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class CollectSettings(Part):
     of: int = 3
 
 
-class CleanSettings(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class CleanSettings(Part):
     bytes: int
+    rules: tuple[str, ...] = ("short",)
 
 
 STAGES = {
     "collect": Stage(CollectSettings, lambda s, inputs, out, options: collect(out, s.of, options), is_first=True),
-    "clean": Stage(CleanSettings, lambda s, inputs, out, options: clean(inputs[0], out, s.bytes, options)),
+    "clean": Stage(CleanSettings, lambda s, inputs, out, options: clean(inputs[0], out, s.bytes, options, s.rules)),
 }
 
 

@@ -18,7 +18,7 @@ PIPELINE = """\
 stages:
   - collect
   - clean: {bytes: 700}
-  - clean: {bytes: 900}
+  - clean: {bytes: 900, rules: [short]}
 """
 
 

@@ -12,7 +12,7 @@ def run(a: Path, b: Path, samples: int) -> None:
     """Print what two corpora, or two pipelines' outputs, do not have in common."""
     console = Console(highlight=False, markup=False)
     for difference in diff(a, b, samples):
-        console.print(f"{difference.stage}: {difference.a} | {difference.b}")
+        console.print(f"{difference.stage}: {difference.a} | {difference.b}", soft_wrap=True)
         console.print(_numbers(difference))
         _samples(console, difference)
 
@@ -33,6 +33,6 @@ def _numbers(found: Difference) -> Table:
 def _samples(console: Console, found: Difference) -> None:
     for title, documents in (("only in the first", found.only_a), ("only in the second", found.only_b)):
         for document in documents:
-            console.print(f"{title}: {document.id} {document.origin}\n    {document.head!r}")
+            console.print(f"{title}: {document.id} {document.origin}\n    {document.head!r}", soft_wrap=True)
     for changed in found.changed:
-        console.print(f"changed: {changed.id} {changed.origin}\n  - {changed.before!r}\n  + {changed.after!r}")
+        console.print(f"changed: {changed.id} {changed.origin}\n  - {changed.before!r}\n  + {changed.after!r}", soft_wrap=True)

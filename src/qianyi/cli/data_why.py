@@ -12,12 +12,12 @@ def run(path: Path, document: str) -> None:
     """Print what became of a document in each stage."""
     story = why(path, document)
     console = Console(highlight=False, markup=False)
-    console.print(f"{story.id}\n{story.origin} (source {story.source})")
+    console.print(f"{story.id}\n{story.origin} (source {story.source})", soft_wrap=True)
     for found in story.stages:
-        console.print(f"{found.directory.name}: {_outcome(found)}")
+        console.print(f"{found.directory}: {_outcome(found)}", soft_wrap=True)
         if found.columns:
             console.print(_columns(found))
-    console.print(f"begins: {story.stages[-1].head[:200]!r}" if story.stages else "no stage has it")
+    console.print(f"begins: {story.stages[-1].head[:200]!r}" if story.stages else "no stage has it", soft_wrap=True)
 
 
 def _outcome(found: Found) -> str:

@@ -173,7 +173,8 @@ def _step(index: int, entry: Any, listed: Value, stages: Mapping[str, Stage]) ->
         where = "must be the first stage" if stage.is_first else f"reads a corpus: `{_first(stages)}` comes first"
         raise ConfigError(f"{listed.origin_of((index,))}: `{name}` {where}")
     try:
-        return Step(name, stage, stage.settings.model_validate_json(json.dumps(given or {})))  # as JSON: lists become tuples
+        # As JSON, whose lists are tuples where a model is strict.
+        return Step(name, stage, stage.settings.model_validate_json(json.dumps(given or {}, default=str)))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(name, stage.settings, e, listed, index) for e in error.errors())) from None
 
