@@ -20,7 +20,7 @@ JAX = "0.10.2"
 """Whose programs they are."""
 
 
-SLOW = {"bloom-176b", "deepseek-v3", "gemma2-27b", "gemma3-27b", "glm-130b", "megatron-530b", "megatron-1t", "qwen3-235b-a22b"}
+SLOW = {"bloom-176b", "deepseek-v3", "glm-130b", "megatron-530b", "megatron-1t", "qwen3-235b-a22b"}
 """Full-size recipes that are not recorded: XLA's backend for GPUs takes minutes for their programs (attention by blocks under a pipeline,
 experts)."""
 
