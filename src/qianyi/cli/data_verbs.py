@@ -25,7 +25,18 @@ Allow = Annotated[
 Report = Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found as JSON.")]
 
 
+def _without_frames() -> None:
+    """Let Arrow's first array not import pandas, of which no verb makes use."""
+    from qianyi.imports import without
+
+    with without("pandas"):
+        import pyarrow as pa
+
+        pa.array((), pa.null())
+
+
 def _options(workers: int, engine: str, strict: bool, allow: list[str] | None) -> "Options":
+    _without_frames()
     from qianyi.corpus.parts import Options
 
     return Options(workers=workers, engine=engine, strict=strict, allow=tuple(allow or ()), progress=True)
@@ -236,6 +247,7 @@ def tokenize(
     engine: Engine = "auto",
 ) -> None:
     """Make shards of tokens, which recipes train on."""
+    _without_frames()
     from qianyi.cli import data_tokenize
 
     data_tokenize.run(corpora, out, tokenizer, vocab, validation, text_key, workers, engine)

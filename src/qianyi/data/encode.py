@@ -161,7 +161,7 @@ def _token_bytes(vocab: dict[str, int]) -> dict[bytes, int]:
 
 
 def _bytes(token: str) -> bytes:
-    return bytes(_BYTES[character] for character in token)
+    return token.translate(_TO_LATIN).encode("latin-1")
 
 
 def _byte_characters() -> dict[str, int]:
@@ -177,6 +177,7 @@ def _require(true: bool, otherwise: str) -> None:
 
 
 _BYTES = _byte_characters()
+_TO_LATIN = {ord(character): chr(byte) for character, byte in _BYTES.items()}
 _HARD_TEXTS = (
     "",
     "I'll, I'LL; it'S they'ſe  don\u2019t\tx\r\n\r\n  y \n\u3000\u00a0z\u2028\x85",
