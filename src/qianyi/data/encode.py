@@ -58,14 +58,11 @@ class FastEncoder:
         """
         rules = _rules(tokenizer)
         self._slow, self._normalizer, self._added = SlowEncoder(tokenizer), tokenizer.normalizer, rules.added
-        tokens = sorted(rules.ids, key=lambda token: rules.order[token])
         # tiktoken's ids are its ranks, so ranks are counted here, and a table turns them into ids.
-        self._ids = np.array([rules.ids[token] for token in tokens], np.uint32)
-        ranks = {token: rank for rank, token in enumerate(tokens)}
-        self._encode = cast(
-            Callable[[str], list[int]],
-            tiktoken.Encoding("qianyi", pat_str=rules.split, mergeable_ranks=ranks, special_tokens={})._core_bpe.encode_ordinary,
-        )
+        self._ids = np.array(list(rules.ids.values()), np.uint32)
+        ranks = {token: rank for rank, token in enumerate(rules.ids)}
+        core = tiktoken.Encoding("qianyi", pat_str=rules.split, mergeable_ranks=ranks, special_tokens={})._core_bpe
+        self._encode = cast(Callable[[str, frozenset[str]], bytes], core.encode_to_tiktoken_buffer)
 
     def __call__(self, texts: Sequence[str]) -> list[Tokens]:
         return [self._encode_text(text) for text in texts]
@@ -75,7 +72,7 @@ class FastEncoder:
             return self._slow([text])[0]
         if self._normalizer is not None and not text.isascii():
             text = self._normalizer.normalize_str(text)
-        return self._ids[np.array(self._encode(text), np.intp)]
+        return self._ids[np.frombuffer(self._encode(text, _NO_TOKENS), np.uint32)]
 
 
 class InexpressibleError(Exception):
@@ -88,8 +85,7 @@ class _Rules:
 
     split: str
     ids: dict[bytes, int]
-    order: dict[bytes, int]
-    """When a token is made by merging: before those with a larger number."""
+    """In the order in which tokens are made by merging."""
     added: tuple[str, ...]
     """Tokens that are cut out of a text before it is split."""
 
@@ -129,7 +125,8 @@ def _rules(tokenizer: Tokenizer) -> _Rules:
     cut_out = tuple(token["content"] for token in spec["added_tokens"] if not token["special"])
     if spec["normalizer"] is not None:
         _require(spec["normalizer"]["type"] in {"NFC", "NFKC", "NFD", "NFKD"}, "its normalizer is not Unicode's")
-    return _Rules(_split_of(spec["pre_tokenizer"]), _token_bytes(vocab), _merge_order(model, vocab), cut_out)
+    ids = {_bytes(token): vocab[token] for token in _merge_order(model, vocab)}
+    return _Rules(_split_of(spec["pre_tokenizer"]), ids, cut_out)
 
 
 def _split_of(pre_tokenizer: dict[str, Any] | None) -> str:
@@ -146,18 +143,14 @@ def _split_of(pre_tokenizer: dict[str, Any] | None) -> str:
     return split["pattern"]["Regex"]
 
 
-def _merge_order(model: dict[str, Any], vocab: dict[str, int]) -> dict[bytes, int]:
+def _merge_order(model: dict[str, Any], vocab: dict[str, int]) -> list[str]:
     """Single bytes first, then tokens in the order in which merges make them."""
     singles = [token for token in vocab if len(token) == 1]
     _require(len(singles) == 256, "not every byte is a token")
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     made = dict.fromkeys("".join(pair) for pair in pairs)  # of a token that two merges make, the first counts
     _require(len(made) + len(singles) == len(vocab), "some tokens come of no merge")
-    return {_bytes(token): i for i, token in enumerate([*sorted(singles, key=lambda token: vocab[token]), *made])}
-
-
-def _token_bytes(vocab: dict[str, int]) -> dict[bytes, int]:
-    return {_bytes(token): i for token, i in vocab.items()}
+    return [*sorted(singles, key=lambda token: vocab[token]), *made]
 
 
 def _bytes(token: str) -> bytes:
@@ -178,6 +171,7 @@ def _require(true: bool, otherwise: str) -> None:
 
 _BYTES = _byte_characters()
 _TO_LATIN = {ord(character): chr(byte) for character, byte in _BYTES.items()}
+_NO_TOKENS = frozenset[str]()
 _HARD_TEXTS = (
     "",
     "I'll, I'LL; it'S they'ſe  don\u2019t\tx\r\n\r\n  y \n\u3000\u00a0z\u2028\x85",
