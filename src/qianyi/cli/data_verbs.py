@@ -142,6 +142,9 @@ def dedup(
     paragraphs: Annotated[str | None, typer.Option(help="off, exact or near.")] = None,
     substring_bytes: Annotated[int | None, typer.Option(help="Cut what stood before for so many bytes; 0: do not (200).")] = None,
     quality: Annotated[str | None, typer.Option(metavar="COLUMN", help="Whose largest value survives.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(metavar="N", help="Documents on which recall and precision are measured; 0: none (2000).")
+    ] = None,
     against: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="A deduplicated corpus that is there already; repeatable.")
     ] = None,
@@ -155,7 +158,13 @@ def dedup(
     from qianyi.cli import data_dedup
 
     chosen = _given(
-        exact=exact, near=near, similarity=similarity, paragraphs=paragraphs, substring_bytes=substring_bytes, quality=quality
+        exact=exact,
+        near=near,
+        similarity=similarity,
+        paragraphs=paragraphs,
+        substring_bytes=substring_bytes,
+        quality=quality,
+        sample_documents=sample,
     )
     data_dedup.run(corpora, out, chosen, against or [], _options(workers, engine, strict, allow), report)
 
