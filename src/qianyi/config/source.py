@@ -55,8 +55,8 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the strings that `_Loader` would take for numbers."""
 
 
-class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """As `_Loader`, in C where PyYAML has it, with other words for mistakes."""
+_FastLoader: Any = type("_FastLoader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
+"""As `_Loader`, in C where PyYAML has it, with other words for mistakes."""
 
 
 _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")

@@ -98,7 +98,7 @@ def _fill(pairs: NDArray[np.uint32], made: Tokens, keys: Keys, values: Places) -
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _value(left: int, right: int, keys: Keys, values: Places) -> int:
+def _value(left: Number, right: Number, keys: Keys, values: Places) -> Number:
     """Rank * 2^32 + token of a pair; a large number where it does not merge."""
     key = (np.uint64(left) + np.uint64(1)) << np.uint64(32) | np.uint64(right)
     slot = np.int64((key * _MULTIPLIER) >> np.uint64(32)) & (len(keys) - 1)
@@ -138,7 +138,7 @@ def _merge(data: Bytes, start: int, end: int, byte_ids: Tokens, keys: Keys, valu
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _class(data: Bytes, i: int, table: Bytes) -> tuple[int, int]:
+def _class(data: Bytes, i: int, table: Bytes) -> tuple[Number, int]:
     """Of the character at data[i] (valid UTF-8), and its bytes."""
     b = np.int64(data[i])
     if b < 0x80:

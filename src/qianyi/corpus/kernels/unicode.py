@@ -41,12 +41,11 @@ _WIDE_PLACES = ((0x3000, 0x303F), (0xFE30, 0xFE4F), (0xFF00, 0xFFEF))
 @cache
 def classes() -> Bytes:
     """Class of each code point of the basic plane, [65536]."""
-    table = np.empty(0x10000, np.uint8)
+    table = np.full(0x10000, N_CLASSES, np.uint8)
     for first, last, same in _ALIKE:
         table[first : last + 1] = same
-    for point in range(0x10000):
-        if not any(first <= point <= last for first, last, _ in _ALIKE):
-            table[point] = _class_of(point)
+    others = np.flatnonzero(table == N_CLASSES)
+    table[others] = [_class_of(point) for point in others.tolist()]
     return table
 
 
