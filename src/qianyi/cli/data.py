@@ -10,12 +10,9 @@ from rich.progress import Progress as Bar
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from qianyi.config.check import check
-from qianyi.config.load import load
 from qianyi.config.mixture import MOST_EPOCHS, epochs
 from qianyi.config.schema import Config, DataConfig, TrainConfig
 from qianyi.data import builtin
-from qianyi.data.packing import concatenated_shares, pack
 from qianyi.data.prepare import Progress
 from qianyi.data.prepare import prepare as prepare_data
 from qianyi.data.shards import TokenStream, token_dtype
@@ -23,6 +20,9 @@ from qianyi.data.stage import Json, read_manifest
 
 
 def prepare(recipe: str, overrides: list[str]) -> None:
+    from qianyi.config.check import check  # noqa: PLC0415 - `tokenize`, which uses this module too, needs no recipe
+    from qianyi.config.load import load  # noqa: PLC0415
+
     config = load(recipe, overrides).config
     check(config)
     show_manifest(prepare_with_progress(config), config)
@@ -109,6 +109,8 @@ def train_tokens(manifest: Json) -> dict[str, int]:
 
 def packing_lines(config: Config) -> Iterator[str]:
     """How well documents fit the recipe's sequences, beside plain concatenation."""
+    from qianyi.data.packing import concatenated_shares, pack  # noqa: PLC0415 - it brings numba
+
     shards, length = Path(config.data.dir) / "shards", config.train.seq_len
     manifest = read_manifest(shards)
     dtype = token_dtype(manifest["vocab_size"])

@@ -25,7 +25,18 @@ Allow = Annotated[
 Report = Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found as JSON.")]
 
 
+def _without_frames() -> None:
+    """Let Arrow's first array not import pandas, of which no verb makes use."""
+    from qianyi.imports import without
+
+    with without("pandas"):
+        import pyarrow as pa
+
+        pa.array([1])
+
+
 def _options(workers: int, engine: str, strict: bool, allow: list[str] | None) -> "Options":
+    _without_frames()
     from qianyi.corpus.parts import Options
 
     return Options(workers=workers, engine=engine, strict=strict, allow=tuple(allow or ()), progress=True)
@@ -133,6 +144,9 @@ def dedup(
     paragraphs: Annotated[str | None, typer.Option(help="off, exact or near.")] = None,
     substring_bytes: Annotated[int | None, typer.Option(help="Cut what stood before for so many bytes; 0: do not (200).")] = None,
     quality: Annotated[str | None, typer.Option(metavar="COLUMN", help="Whose largest value survives.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(metavar="N", help="Documents on which recall and precision are measured; 0: none (2000).")
+    ] = None,
     against: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="A deduplicated corpus that is there already; repeatable.")
     ] = None,
@@ -146,7 +160,13 @@ def dedup(
     from qianyi.cli import data_dedup
 
     chosen = _given(
-        exact=exact, near=near, similarity=similarity, paragraphs=paragraphs, substring_bytes=substring_bytes, quality=quality
+        exact=exact,
+        near=near,
+        similarity=similarity,
+        paragraphs=paragraphs,
+        substring_bytes=substring_bytes,
+        quality=quality,
+        sample_documents=sample,
     )
     data_dedup.run(corpora, out, chosen, against or [], _options(workers, engine, strict, allow), report)
 
@@ -238,6 +258,7 @@ def tokenize(
     engine: Engine = "auto",
 ) -> None:
     """Make shards of tokens, which recipes train on."""
+    _without_frames()
     from qianyi.cli import data_tokenize
 
     data_tokenize.run(corpora, out, tokenizer, vocab, validation, text_key, workers, engine)

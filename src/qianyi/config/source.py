@@ -55,8 +55,12 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the strings that `_Loader` would take for numbers."""
 
 
+_FastLoader: Any = type("_FastLoader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
+"""As `_Loader`, in C where PyYAML has it, with other words for mistakes."""
+
+
 _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
-for _side in (_Loader, _Dumper):
+for _side in (_Loader, _FastLoader, _Dumper):
     _side.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
@@ -119,7 +123,10 @@ class _MistakeError(Exception):
 def _compose(text: str) -> yaml.Node | None:
     """The tree of a text; None when it is empty."""
     try:
-        node = yaml.compose(text, _Loader)
+        try:
+            node = yaml.compose(text, _FastLoader)
+        except yaml.YAMLError:
+            node = yaml.compose(text, _Loader)
         if node is not None:
             _check_tree(node, ())
     except ReaderError as error:

@@ -52,7 +52,9 @@ def document_batch(
 ) -> pa.RecordBatch:
     """Documents of one source, one for each origin."""
     n = len(origins)
-    described = [json.dumps(m, ensure_ascii=False, sort_keys=True) for m in meta] if meta is not None else ["{}"] * n
+    described = (
+        [json.dumps(m, ensure_ascii=False, sort_keys=True) if m else "{}" for m in meta] if meta is not None else ["{}"] * n
+    )
     columns = [
         pa.array([document_id(source, origin) for origin in origins], pa.string()),
         pa.array([source] * n, pa.string()),

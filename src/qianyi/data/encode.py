@@ -1,11 +1,14 @@
 """Texts to token ids: with tiktoken where it does what the tokenizer says, several times faster, else with `tokenizers` itself.
 
+In tiktoken's place a compiled walk (`qianyi.data.bpe`) does the texts that it can, faster again, where it knows how words are split.
+
 A byte-level BPE of `tokenizers` is a list of merges, one of tiktoken a rank of every token; text is merged alike by both where each token
 comes of its own bytes (Sennrich et al. 2016, algorithm 1; what merges first is what has the lowest rank). What else a tokenizer.json may
 say (a normalizer, added tokens) is left to `tokenizers`, text by text where it can be told which text it concerns. Equal ids are not taken
 for granted: `fast_encoder` compares both on a sample before it is used.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +16,11 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import tiktoken
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-Tokens = NDArray[np.uint32]
+from qianyi.data import bpe
+from qianyi.data.bpe import Merger, Tokens
+from qianyi.data.tokenizer import SPLIT
 
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What the ByteLevel pre-tokenizer splits by when it is told to (Radford et al. 2019, as their code has it)."""
@@ -58,24 +62,34 @@ class FastEncoder:
         """
         rules = _rules(tokenizer)
         self._slow, self._normalizer, self._added = SlowEncoder(tokenizer), tokenizer.normalizer, rules.added
-        tokens = sorted(rules.ids, key=lambda token: rules.order[token])
         # tiktoken's ids are its ranks, so ranks are counted here, and a table turns them into ids.
-        self._ids = np.array([rules.ids[token] for token in tokens], np.uint32)
-        ranks = {token: rank for rank, token in enumerate(tokens)}
-        self._encode = cast(
-            Callable[[str], list[int]],
-            tiktoken.Encoding("qianyi", pat_str=rules.split, mergeable_ranks=ranks, special_tokens={})._core_bpe.encode_ordinary,
-        )
+        self._ids = np.array(list(rules.ids.values()), np.uint32)
+        ranks = {token: rank for rank, token in enumerate(rules.ids)}
+        core = tiktoken.Encoding("qianyi", pat_str=rules.split, mergeable_ranks=ranks, special_tokens={})._core_bpe
+        self._encode = cast(Callable[[str, frozenset[str]], bytes], core.encode_to_tiktoken_buffer)
+        self._walk = None if rules.merger is None else Merger(*rules.merger)
 
     def __call__(self, texts: Sequence[str]) -> list[Tokens]:
+        if self._walk is None:
+            return self.by_tiktoken(texts)
+        normalized = [self._normalized(text) for text in texts]
+        cut_out = [any(content in text for content in self._added) for text in texts]
+        data = [b"" if cut else text.encode() for text, cut in zip(normalized, cut_out, strict=True)]
+        tokens, bounds = self._walk(b"".join(data), np.cumsum([len(text) for text in data], dtype=np.int64))
+        found = [tokens[a:b] for a, b in itertools.pairwise([0, *bounds.tolist()])]
+        return [one if len(one) or not text else self._encode_text(text) for one, text in zip(found, texts, strict=True)]
+
+    def by_tiktoken(self, texts: Sequence[str]) -> list[Tokens]:
+        """The same without the walk."""
         return [self._encode_text(text) for text in texts]
+
+    def _normalized(self, text: str) -> str:
+        return text if self._normalizer is None or text.isascii() else self._normalizer.normalize_str(text)
 
     def _encode_text(self, text: str) -> Tokens:
         if any(content in text for content in self._added):
             return self._slow([text])[0]
-        if self._normalizer is not None and not text.isascii():
-            text = self._normalizer.normalize_str(text)
-        return self._ids[np.array(self._encode(text), np.intp)]
+        return self._ids[np.frombuffer(self._encode(self._normalized(text), _NO_TOKENS), np.uint32)]
 
 
 class InexpressibleError(Exception):
@@ -88,10 +102,11 @@ class _Rules:
 
     split: str
     ids: dict[bytes, int]
-    order: dict[bytes, int]
-    """When a token is made by merging: before those with a larger number."""
+    """In the order in which tokens are made by merging."""
     added: tuple[str, ...]
     """Tokens that are cut out of a text before it is split."""
+    merger: tuple[int, Tokens, Tokens, Tokens] | None
+    """What a `Merger` is made of; None where it does not know the regular expression."""
 
 
 def fast_encoder(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[Encoder, str | None]:
@@ -102,19 +117,28 @@ def fast_encoder(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[Encoder, 
     """
     slow = SlowEncoder(tokenizer)
     try:
-        fast = FastEncoder(tokenizer)
+        fast = _fast(tokenizer)
     except InexpressibleError as reason:
         return slow, str(reason)
     texts = [*_HARD_TEXTS, *sample]
-    for text, found, wanted in zip(texts, fast(texts), slow(texts), strict=True):
-        if not np.array_equal(found, wanted):
+    for text, found, also, wanted in zip(texts, fast(texts), fast.by_tiktoken(texts), slow(texts), strict=True):
+        if not np.array_equal(found, wanted) or not np.array_equal(also, wanted):
             return slow, f"tiktoken's ids differ on a sample, in {text[:40]!r}"
     return fast, None
 
 
 def encoder_of(tokenizer: Tokenizer, library: str) -> Encoder:
     """The encoder that `fast_encoder` chose, by its name, without the comparison."""
-    return FastEncoder(tokenizer) if library == FastEncoder.name else SlowEncoder(tokenizer)
+    return _fast(tokenizer) if library == FastEncoder.name else SlowEncoder(tokenizer)
+
+
+def _fast(tokenizer: Tokenizer) -> FastEncoder:
+    """One that was just made serves again."""
+    spec = tokenizer.to_str()
+    if spec not in _MADE:
+        _MADE.clear()
+        _MADE[spec] = FastEncoder(tokenizer)
+    return _MADE[spec]
 
 
 def _rules(tokenizer: Tokenizer) -> _Rules:
@@ -129,7 +153,23 @@ def _rules(tokenizer: Tokenizer) -> _Rules:
     cut_out = tuple(token["content"] for token in spec["added_tokens"] if not token["special"])
     if spec["normalizer"] is not None:
         _require(spec["normalizer"]["type"] in {"NFC", "NFKC", "NFD", "NFKD"}, "its normalizer is not Unicode's")
-    return _Rules(_split_of(spec["pre_tokenizer"]), _token_bytes(vocab), _merge_order(model, vocab), cut_out)
+    ids = {_bytes(token): vocab[token] for token in _merge_order(model, vocab)}
+    split = _split_of(spec["pre_tokenizer"])
+    return _Rules(split, ids, cut_out, None if model.get("ignore_merges") else _merger_of(split, model, vocab))
+
+
+def _merger_of(split: str, model: dict[str, Any], vocab: dict[str, int]) -> tuple[int, Tokens, Tokens, Tokens] | None:
+    known = {_GPT2_SPLIT: bpe.GPT2, SPLIT: bpe.QIANYI}
+    if split not in known:
+        return None
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    singles = {byte: vocab[character] for character, byte in _BYTES.items()}
+    return (
+        known[split],
+        np.array([singles[byte] for byte in range(256)], np.uint32),
+        np.array([(vocab[a], vocab[b]) for a, b in pairs], np.uint32).reshape(-1, 2),
+        np.array([vocab[a + b] for a, b in pairs], np.uint32),
+    )
 
 
 def _split_of(pre_tokenizer: dict[str, Any] | None) -> str:
@@ -146,22 +186,18 @@ def _split_of(pre_tokenizer: dict[str, Any] | None) -> str:
     return split["pattern"]["Regex"]
 
 
-def _merge_order(model: dict[str, Any], vocab: dict[str, int]) -> dict[bytes, int]:
+def _merge_order(model: dict[str, Any], vocab: dict[str, int]) -> list[str]:
     """Single bytes first, then tokens in the order in which merges make them."""
     singles = [token for token in vocab if len(token) == 1]
     _require(len(singles) == 256, "not every byte is a token")
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     made = dict.fromkeys("".join(pair) for pair in pairs)  # of a token that two merges make, the first counts
-    _require(len(made) + len(singles) == len(vocab), "some tokens come of no merge")
-    return {_bytes(token): i for i, token in enumerate([*sorted(singles, key=lambda token: vocab[token]), *made])}
-
-
-def _token_bytes(vocab: dict[str, int]) -> dict[bytes, int]:
-    return {_bytes(token): i for token, i in vocab.items()}
+    _require(len(made) + len(singles) == len(vocab) and made.keys() <= vocab.keys(), "some tokens come of no merge")
+    return [*sorted(singles, key=lambda token: vocab[token]), *made]
 
 
 def _bytes(token: str) -> bytes:
-    return bytes(_BYTES[character] for character in token)
+    return token.translate(_TO_LATIN).encode("latin-1")
 
 
 def _byte_characters() -> dict[str, int]:
@@ -177,6 +213,9 @@ def _require(true: bool, otherwise: str) -> None:
 
 
 _BYTES = _byte_characters()
+_TO_LATIN = {ord(character): chr(byte) for character, byte in _BYTES.items()}
+_MADE: dict[str, FastEncoder] = {}
+_NO_TOKENS = frozenset[str]()
 _HARD_TEXTS = (
     "",
     "I'll, I'LL; it'S they'ſe  don\u2019t\tx\r\n\r\n  y \n\u3000\u00a0z\u2028\x85",

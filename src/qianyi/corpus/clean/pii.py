@@ -112,7 +112,10 @@ def _number(content: memoryview, at: int, start: int, end: int) -> Iterator[Span
     from_run = max(0, at - first - 2)  # a + and a bracket may stand before the digits
     run = _RUN.match(window, at - first)
     near = window[: (run.end() if run else 0) + 2]
-    for kind, pattern, holds in _NUMBERS:
+    digits = len(near) - from_run - len(near[from_run:].translate(None, b"0123456789"))
+    for kind, pattern, holds, least_digits, sign in _NUMBERS:
+        if digits < least_digits or sign not in near:
+            continue
         for match in pattern.finditer(near, from_run):
             if holds(match[0]) and not (kind == "ip" and _VERSION.search(near[: match.start()])):
                 yield first + match.start(), first + match.end(), kind
@@ -170,13 +173,14 @@ def _is_international(number: bytes) -> bool:
     return 8 <= len(re.sub(rb"\D", b"", number)) <= 15
 
 
-_NUMBERS: tuple[tuple[str, re.Pattern[bytes], Callable[[bytes], bool]], ...] = (
-    ("ip", _IPV4, _is_public),
-    ("resident_id", _RESIDENT_ID, is_resident_id),
-    ("card", _CARD, is_card),
-    ("phone", _MOBILE, bool),
-    ("phone", _INTERNATIONAL, _is_international),
+_NUMBERS: tuple[tuple[str, re.Pattern[bytes], Callable[[bytes], bool], int, bytes], ...] = (
+    ("ip", _IPV4, _is_public, 4, b"."),
+    ("resident_id", _RESIDENT_ID, is_resident_id, 17, b""),
+    ("card", _CARD, is_card, 13, b""),
+    ("phone", _MOBILE, bool, 11, b""),
+    ("phone", _INTERNATIONAL, _is_international, 7, b"+"),
 )
+"""Kind, pattern, what a match must pass, and without what there is none: so many digits, a sign."""
 _VERIFY = {
     cd.EMAIL: _email,
     cd.DIGITS: _number,

@@ -14,6 +14,7 @@ the shipped tables: a bound replaces the shipped one, `null` in place of a rule 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,19 @@ def load_kinds(own: Path | None = None) -> list[Kind]:
     Raises:
         ConfigError: a file is wrong; the message names file, line and key.
     """
+    flat = _shipped()
+    if own is not None:
+        flat = _lay_over(flat, parse_file(own))
+    return _kinds(flat)
+
+
+@cache
+def _shipped() -> Flat:
     flat: Flat = {}
     for name in SHIPPED:
         with as_file(files("qianyi.corpus") / "rules" / f"{name}.yaml") as path:
             flat |= parse_file(path)
-    if own is not None:
-        flat = _lay_over(flat, parse_file(own))
-    return _kinds(flat)
+    return flat
 
 
 def own_rules(own: Path) -> list[str]:

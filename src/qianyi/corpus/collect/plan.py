@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qianyi.corpus.collect.archive import zip_entries
-from qianyi.corpus.collect.crawl import CrawlSettings, crawl, pages_of, refused_pages
 from qianyi.corpus.collect.formats import format_of
 from qianyi.corpus.collect.found import Refused
 from qianyi.corpus.collect.packages import fetch
@@ -191,6 +190,8 @@ _CUTS: dict[str | None, Any] = {"jsonl": _line_ranges, "parquet": _group_ranges,
 
 
 def _crawled(source: Source, url: str, cache: Path, plan: Plan) -> Iterator[Json]:
+    from qianyi.corpus.collect.crawl import CrawlSettings, crawl, pages_of, refused_pages  # noqa: PLC0415 - it brings requests
+
     limits = source.settings
     settings = CrawlSettings(
         url, limits.max_pages, limits.max_depth, limits.delay_seconds, max_page_bytes=limits.max_document_bytes

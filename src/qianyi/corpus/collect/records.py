@@ -83,8 +83,11 @@ def document_of(record: Any, origin: str, reading: Reading) -> Result:
 
 
 def _meta(record: Json, reading: Reading) -> Json:
-    kept = {key: record[key] for key in reading.meta_keys if record.get(key) not in (None, "")}
-    return {key: value for key, value in kept.items() if isinstance(value, str | int | float | bool)}
+    return {
+        key: value
+        for key in reading.meta_keys
+        if key in record and isinstance(value := record[key], str | int | float | bool) and value != ""
+    }
 
 
 def read_json(stream: BinaryIO, origin: str, reading: Reading) -> Results:

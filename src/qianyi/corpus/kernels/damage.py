@@ -33,8 +33,7 @@ _WINDOWS_1252 = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š�
 def table() -> NDArray[np.uint16]:
     """What each code point of the basic plane may be a sign of, [65536] of bits."""
     bits = np.zeros(0x10000, np.uint16)
-    for point in range(0x10000):
-        bits[point] = _composition(point)
+    bits[_joining()] = COMPOSITION
     bits[[0x0B, 0x0C, 0x0D, 0x85, 0x2028, 0x2029]] |= LINE_ENDS
     bits[[*range(9), *range(0x0E, 0x20), *range(0x7F, 0xA0), *_ZERO_WIDTH, 0xFFFE, 0xFFFF]] |= INVISIBLE
     bits[0x85] &= ~INVISIBLE & 0xFFFF
@@ -50,20 +49,15 @@ def table() -> NDArray[np.uint16]:
     return bits
 
 
-def _composition(point: int) -> int:
-    """COMPOSITION where the character changes under NFC, is a mark, or may join the one before it."""
-    character = chr(point)
-    if 0xD800 <= point < 0xE000:
-        return 0
-    joins = 0x1161 <= point <= 0x1175 or 0x11A8 <= point <= 0x11C2 or character in _second_parts()
-    changes = unicodedata.normalize("NFC", character) != character
-    return COMPOSITION if joins or changes or unicodedata.combining(character) else 0
-
-
-@cache
-def _second_parts() -> frozenset[str]:
-    parts = (unicodedata.decomposition(chr(point)).split() for point in range(0x10000))
-    return frozenset(chr(int(part[1], 16)) for part in parts if len(part) == 2 and not part[0].startswith("<"))
+def _joining() -> list[int]:
+    """Code points that change under NFC, are marks, or may join the one before them."""
+    characters = [chr(point) for point in range(0x10000) if not 0xD800 <= point < 0xE000 and point != 0x0A]
+    forms = unicodedata.normalize("NFC", "\n".join(characters)).split("\n")  # a line end joins nothing
+    found = {ord(c) for c, form in zip(characters, forms, strict=True) if c != form}
+    found |= {ord(c) for c in characters if unicodedata.combining(c)} | {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}
+    parts = [whole.split() for whole in map(unicodedata.decomposition, characters) if whole and whole[0] != "<"]
+    found |= {int(part[1], 16) for part in parts if len(part) == 2}
+    return sorted(point for point in found if point < 0x10000)
 
 
 def damage(texts: Strings) -> NDArray[np.uint8]:

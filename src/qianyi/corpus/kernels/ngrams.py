@@ -58,10 +58,8 @@ def text_buffers(texts: pa.Array) -> tuple[Bytes, Places]:
 def fold_table() -> Table:
     """[0x20000]: a code point without case and width, with `ALONE` where it is a token by itself; 0 between tokens."""
     table = np.zeros(_POINTS, np.uint32)
-    for point in range(_POINTS):
-        character = chr(point)
-        if unicodedata.category(character)[0] in "LNM":
-            table[point] = _fold(character)
+    points = [p for p in range(_POINTS) if unicodedata.category(chr(p))[0] in "LNM"]
+    table[points] = _folded([chr(p) for p in points])
     for first, last in _UNSPACED:
         block = table[first : last + 1]
         block[block > 0] |= ALONE
@@ -72,11 +70,11 @@ def fold_table() -> Table:
     return table
 
 
-def _fold(character: str) -> int:
-    for form in (unicodedata.normalize("NFKC", character), unicodedata.normalize("NFKC", character).casefold()):
-        if len(form) == 1:
-            character = form
-    return ord(character)
+def _folded(characters: list[str]) -> list[int]:
+    """Each without width and case, where that is one character; a line end between two keeps them apart."""
+    narrow = unicodedata.normalize("NFKC", "\n".join(characters))
+    forms = zip(characters, narrow.split("\n"), narrow.casefold().split("\n"), strict=True)
+    return [ord(small if len(small) == 1 else form if len(form) == 1 else character) for character, form, small in forms]
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -41,7 +41,12 @@ _WIDE_PLACES = ((0x3000, 0x303F), (0xFE30, 0xFE4F), (0xFF00, 0xFFEF))
 @cache
 def classes() -> Bytes:
     """Class of each code point of the basic plane, [65536]."""
-    return np.array([_class_of(point) for point in range(0x10000)], np.uint8)
+    table = np.full(0x10000, N_CLASSES, np.uint8)
+    for first, last, same in _ALIKE:
+        table[first : last + 1] = same
+    others = np.flatnonzero(table == N_CLASSES)
+    table[others] = [_class_of(point) for point in others.tolist()]
+    return table
 
 
 @cache
@@ -54,6 +59,8 @@ def marks() -> Bytes:
     return table
 
 
+_ALIKE = ((0x3400, 0x4DBF, HAN), (0x4E00, 0x9FFF, HAN), (0xAC00, 0xD7A3, HANGUL), (0xD800, 0xF8FF, CONTROL))
+"""Large blocks; the last are halves of pairs and what has no meaning."""
 _CLASS_OF_CATEGORY = {"Z": SPACE, "C": CONTROL, "N": DIGIT, "M": MARK}
 _SPACES = "\t\n\v\f\r\x1c\x1d\x1e\x1f\x85"
 _HAN_SIGNS = "々〇〆"
