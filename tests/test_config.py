@@ -277,7 +277,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
         (["optimizer.kind=sgd", "optimizer.b1=0.8"], "optimizer.b1=0.8 changes nothing with optimizer.kind=sgd; leave it out"),
         (["optimizer.kind=sgd", "optimizer.momentum=0.0", "optimizer.nesterov=true"], "optimizer.nesterov=True changes nothing with "),
         (["optimizer.weight_decay=0.0", "optimizer.decay_power=2"], "optimizer.decay_power=2 changes nothing with optimizer.weight_"),
-        (["model.remat.nothing=offload"], "model.remat names `nothing`; the activations are attn_norm, query"),
+        (["model.remat.nothing=offload"], "model.remat names `nothing`; the activations are block_in, attn_norm, query"),
         (["run.virtual_devices=8", "run.platform=gpu"], "run.virtual_devices simulates devices on a CPU; run.platform is gpu"),
         (["data.sources=[{name: a, path: x}, {name: a, path: y}]"], "data.sources has two sources named `a`"),
         (["data.sources=[{name: a, path: x, weight: 1}, {name: b, path: y}]"], "data.sources: b has no weight"),
