@@ -115,6 +115,7 @@ if __name__ == "__main__":  # a run of its own: OUT, workers, units as JSON
 
     from qianyi.errors import QianyiError
 
+    sys.unraisablehook = lambda *_: None  # as `qianyi` does: Daft's coroutines end noisily
     try:
         run_parts(Path(sys.argv[1]), "misbehave", {}, json.loads(sys.argv[3]), misbehave, [], Options(workers=int(sys.argv[2])))
     except QianyiError as error:
