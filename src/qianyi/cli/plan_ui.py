@@ -1,10 +1,6 @@
 """`qianyi plan --ui`: a page on this machine that asks `qianyi.plan.plan.answer` and shows the answer."""
 
-import os
-import socket
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from html import escape
 from typing import NoReturn, TypeVar
 from urllib.parse import urlencode
@@ -18,18 +14,17 @@ from qianyi.plan.picture import picture
 from qianyi.plan.plan import Plan
 
 try:
-    import uvicorn
     from anyio import to_thread
     from starlette.applications import Starlette
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, PlainTextResponse, Response
     from starlette.routing import Route
+
+    from qianyi.cli.serving import ONLY_HERE, serve
 except ModuleNotFoundError as missing:
     raise ResourceError(f"plan --ui needs the package `{missing.name}`: pip install 'qianyi[ui]'") from None
 
-HOST, PORT = "127.0.0.1", 8421
+PORT = 8421
 Result = TypeVar("Result")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
@@ -55,38 +50,22 @@ def run(recipe: str | None, cluster: str | None, fields: Mapping[str, str | None
         said["recipe"] = recipe or ""
     if cluster:
         said["chip"], _, said["shape"] = cluster.partition(":")
-    serve(FIELDS | said if said else {}, PORT if port is None else port)
+    serve_form(FIELDS | said if said else {}, PORT if port is None else port)
 
 
-def serve(form: Form, port: int) -> NoReturn:
+def serve_form(form: Form, port: int) -> NoReturn:
     """Serves the page, with these fields filled in, until Ctrl-C ends the program. Port 0: any that is free.
 
     Raises:
         ResourceError: the port is taken.
     """
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port))
-        except OSError as error:
-            raise ResourceError(f"port {port}: {(error.strerror or str(error)).lower()}; choose another with --port") from None
-        listener.listen()
-        query = f"?{urlencode(form)}" if form else ""
-        print(f"http://{HOST}:{listener.getsockname()[1]}/{query}\nCtrl-C stops it.", flush=True)
-        server = uvicorn.Server(uvicorn.Config(make_app(), log_level="critical", timeout_graceful_shutdown=1))
-        with suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
-    # An ordinary exit waits for threads, and one may be searching.
-    sys.stdout.flush()
-    os._exit(0)
+    serve(make_app(), port, f"?{urlencode(form)}" if form else "")
 
 
 def make_app() -> Starlette:
     """The page, its answer alone (for the page's script), and two files."""
     routes = [Route("/", _page), Route("/answer", _answer), Route("/plan.yaml", _yaml), Route("/plan.svg", _svg)]
-    # A page elsewhere whose name is made to mean this machine gets no answer.
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    return Starlette(routes=routes, middleware=[hosts], exception_handlers={Exception: _defect})
+    return Starlette(routes=routes, middleware=[ONLY_HERE], exception_handlers={Exception: _defect})
 
 
 async def _page(request: Request) -> Response:
