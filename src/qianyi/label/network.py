@@ -1,4 +1,7 @@
-"""Networks that classify texts, trained on the processor within minutes: a small Transformer, and convolutions over characters."""
+"""Networks that classify texts, trained on the processor within minutes: a small Transformer, a pretrained one, and convolutions over
+characters. Each is added to a linear classifier of n-grams and learns what that does not know: Cheng et al. 2016, "Wide & Deep Learning
+for Recommender Systems".
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,13 +16,14 @@ import optax
 import pyarrow as pa
 from jax import Array
 
-from qianyi.config.schema import LayoutConfig
+from qianyi.config.schema import LayoutConfig, ModelConfig
 from qianyi.errors import DataError
 from qianyi.label.charcnn import SHORTEST, charcnn_logits, charcnn_params
-from qianyi.label.encoder import encoder_logits, encoder_model, encoder_params
-from qianyi.label.linear import Arrays, Floats, Labels, log_softmax
-from qianyi.label.sequences import FIRST, PADDING, UNKNOWN, Sequences, batches, sequences_of, symbols_of
-from qianyi.label.vocabulary import Vocabulary, count_units, make_vocabulary
+from qianyi.label.encoder import Start, encoder_logits, encoder_model, encoder_params
+from qianyi.label.linear import Arrays, Floats, Labels, Tfidf, cross_fitted, log_softmax, train_tfidf
+from qianyi.label.reader import Reader, Tokens, Words, reader_of
+from qianyi.label.sequences import FIRST, PADDING, Sequences, batches, symbols_of
+from qianyi.label.vocabulary import count_units
 from qianyi.label.word2vec import vectors_of_rows
 from qianyi.model.param import Tree, init
 from qianyi.parallel.mesh import make_mesh
@@ -33,7 +37,7 @@ class Shape:
     width: int = 64
     layers: int = 2
     longest: int = 192
-    """Units or characters that are read of a text."""
+    """Units, characters or tokens that are read of a text."""
     limit: int = 30_000
     """Rows of the vocabulary."""
     epochs: int = 4
@@ -45,61 +49,76 @@ class Shape:
     """Share of symbols that a training text loses, anew each time it is read: they become unknown."""
     smoothing: float = 0.05
     """Of labels."""
+    members: int = 2
+    """Networks that begin with other numbers, and whose answers are averaged."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """To which texts are filled up."""
         if self.kind == "charcnn":
             return (self.longest,)
-        return (*(n for n in (32, 64, 128) if n < self.longest), self.longest)
+        return (*(n for n in (32, 48, 64, 128) if n < self.longest), self.longest)
 
 
 TRANSFORMER = Shape("transformer")
 CHARCNN = Shape("charcnn", longest=501, limit=6_000, epochs=6, symbols=32 * 501, dropout=0.5, forget=0.05)
+PRETRAINED = Shape("transformer", longest=128, epochs=2, rate=1e-4, symbols=1024, dropout=0.1, forget=0.0, members=1)
 
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network."""
+    """A trained network and the linear classifier that it is added to."""
 
     labels: tuple[str, ...]
     shape: Shape
-    vocabulary: Vocabulary
+    reader: Reader
+    model: ModelConfig | None
+    """Of a Transformer."""
+    wide: Tfidf
     params: Tree
+    """Of all members: each array begins with an axis of members."""
 
     def log_probabilities(self, texts: pa.Array) -> Floats:
         """[texts, labels]."""
-        symbols = symbols_of(texts, self.shape.kind == "charcnn")
-        return predict(self.params, sequences_of(symbols, self.vocabulary), len(self.labels), self.shape)
+        logits = _predict(self.params, self.reader.read(texts), len(self.labels), self.shape, self.model)
+        scale = np.asarray(self.params["wide"]).mean()
+        return log_softmax(logits + scale * self.wide.log_probabilities(texts))
 
     def arrays(self) -> Arrays:
         flat, _ = jax.tree_util.tree_flatten_with_path(self.params)
-        named = {"params" + jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(a) for path, a in flat}
-        return named | {"hashes": self.vocabulary.hashes, "counts": self.vocabulary.counts}
+        named = {_name(path): np.asarray(a) for path, a in flat}
+        wide = {f"wide/{name}": a for name, a in self.wide.arrays().items()}
+        model = {} if self.model is None else {"model": np.array(self.model.model_dump_json())}
+        return named | wide | model | self.reader.arrays()
 
     @staticmethod
     def of(labels: tuple[str, ...], shape: Shape, arrays: Arrays) -> "Network":
-        vocabulary = make_vocabulary(arrays["hashes"], arrays["counts"])
-        like = declared(shape, len(vocabulary), len(labels))
-        flat, tree = jax.tree_util.tree_flatten_with_path(jax.eval_shape(lambda: init(like, jax.random.key(0))))
-        names = ["params" + jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
-        return Network(labels, shape, vocabulary, jax.tree_util.tree_unflatten(tree, [arrays[name] for name in names]))
+        reader = reader_of(arrays)
+        model = ModelConfig.model_validate_json(str(arrays["model"])) if "model" in arrays else None
+        wide = Tfidf.of(labels, {name.removeprefix("wide/"): a for name, a in arrays.items() if name.startswith("wide/")})
+        like = jax.eval_shape(lambda: init(declared(shape, model, reader.n_ids, len(labels)), jax.random.key(0)))
+        flat, tree = jax.tree_util.tree_flatten_with_path(like)
+        params = jax.tree_util.tree_unflatten(tree, [arrays[_name(path)] for path, _ in flat])
+        return Network(labels, shape, reader, model, wide, params | {"wide": arrays["params/wide"]})
 
 
-def declared(shape: Shape, n_rows: int, n_labels: int) -> Tree:
-    """The parameters of a network."""
-    if shape.kind == "charcnn":
-        if shape.longest < SHORTEST:
-            raise DataError(f"convolutions over characters need longest={SHORTEST} characters or more, not {shape.longest}")
-        return charcnn_params(n_rows + FIRST, shape.longest, 32, shape.width, 256, n_labels)
-    return encoder_params(encoder_model(n_rows + FIRST, shape.width, shape.layers, shape.longest), n_labels)
+def _name(path: Any) -> str:
+    return "params/" + jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def logits_of(shape: Shape, n_rows: int) -> Callable[[Tree, Array, Array | None], Array]:
-    """(parameters, ids [B, T], key or None) -> logits [B, C]."""
-    if shape.kind == "charcnn":
+def declared(shape: Shape, model: ModelConfig | None, n_ids: int, n_labels: int) -> Tree:
+    """The parameters of one network."""
+    if model is not None:
+        return encoder_params(model, n_labels)
+    if shape.longest < SHORTEST:
+        raise DataError(f"convolutions over characters need longest={SHORTEST} characters or more, not {shape.longest}")
+    return charcnn_params(n_ids, shape.longest, 32, shape.width, 256, n_labels)
+
+
+def logits_of(shape: Shape, model: ModelConfig | None) -> Callable[[Tree, Array, Array | None], Array]:
+    """(parameters, ids [B, T], key or None) -> logits [B, C] of the network alone."""
+    if model is None:
         return partial(charcnn_logits, dropout=shape.dropout)
-    model = encoder_model(n_rows + FIRST, shape.width, shape.layers, shape.longest)
     return partial(encoder_logits, m=model, dropout=shape.dropout)
 
 
@@ -109,100 +128,133 @@ def train_network(
     labels: tuple[str, ...],
     shape: Shape,
     *,
-    held: tuple[pa.Array, Labels] | None = None,
+    start: Start | None = None,
     seed: int = 0,
-    progress: Callable[[int, float], None] = lambda _epoch, _accuracy: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Network:
     """Trains with AdamW, the rate rising over the first tenth of the steps and falling as a cosine.
 
+    What the network is added to in training is what the linear classifier says of texts that it has not learned from (`cross_fitted`):
+    of its own it is too sure, and would leave nothing to learn.
+
     Args:
         targets: index of the label of each text.
-        held: texts and targets that are not learned: the epoch that does best on them is kept. None: the last.
-        progress: told each epoch and the share of `held` that is right (nan without).
+        start: what a Transformer begins with; None: vectors of its words and random numbers.
+        progress: told what was done.
     """
+    begin = _begin(texts, shape, len(labels), seed) if start is None else _begin_from(start, shape, len(labels), seed)
+    reader, model, begun = begin
+    progress("n-grams")
+    lessons = Lessons(reader.read(texts), cross_fitted(texts, targets, labels, seed), targets)
+    done: list[Tree] = []
+    for i, params in enumerate(begun):
+
+        def tell(epoch: int, loss: float, member: int = i) -> None:
+            progress(f"network {member + 1} of {shape.members}, epoch {epoch + 1} of {shape.epochs}: loss {loss:.3f}")
+
+        done.append(_fit(params | {"wide": jnp.ones(())}, lessons, shape, model, reader.unknown, seed + i, tell))
+    together: Tree = jax.tree.map(lambda *a: np.stack(a), *done)
+    return Network(labels, shape, reader, model, train_tfidf(texts, targets, labels), together)
+
+
+def _begin(texts: pa.Array, shape: Shape, n_labels: int, seed: int) -> tuple[Words, ModelConfig | None, list[Tree]]:
+    """How texts are read, a Transformer's sizes, and the parameters of each member: of a Transformer with vectors of its words."""
     symbols = symbols_of(texts, shape.kind == "charcnn")
     vocabulary = count_units(symbols.hashes, 2, shape.limit)
-    sequences = sequences_of(symbols, vocabulary)
     if not len(vocabulary):
         raise DataError(f"nothing to learn from: no word occurs twice in {len(texts):,} texts")
-    params: Tree = init(declared(shape, len(vocabulary), len(labels)), jax.random.key(seed))
-    if shape.kind == "transformer":
+    reader = Words(vocabulary, shape.kind == "charcnn")
+    model = None if reader.characters else encoder_model(reader.n_ids, shape.width, shape.layers, shape.longest)
+    begun = [init(declared(shape, model, reader.n_ids, n_labels), jax.random.key(seed + i)) for i in range(shape.members)]
+    if model is not None:
         table = vectors_of_rows(symbols, vocabulary, shape.width, seed=seed)
         known = 0.5 * table / max(float(table.std()), 1e-6) / np.sqrt(shape.width)
-        params["encoder"]["embedding"]["tokens"] = params["encoder"]["embedding"]["tokens"].at[FIRST:].set(known)
-    watched = None if held is None else (sequences_of(symbols_of(held[0], shape.kind == "charcnn"), vocabulary), held[1])
-    return Network(labels, shape, vocabulary, _fit(params, sequences, targets, watched, len(labels), shape, seed, progress))
+        for params in begun:
+            params["encoder"]["embedding"]["tokens"] = params["encoder"]["embedding"]["tokens"].at[FIRST:].set(known)
+    return reader, model, begun
+
+
+def _begin_from(start: Start, shape: Shape, n_labels: int, seed: int) -> tuple[Tokens, ModelConfig, list[Tree]]:
+    reader = Tokens(start.tokenizer)
+    fresh = [init(encoder_params(start.model, n_labels), jax.random.key(seed + i)) for i in range(shape.members)]
+    return reader, start.model, [params | {"encoder": start.params} for params in fresh]
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What is learned from."""
+
+    sequences: Sequences
+    wide: Floats
+    """[texts, labels], what the linear classifier says."""
+    targets: Labels
 
 
 def _fit(
     params: Tree,
-    sequences: Sequences,
-    targets: Labels,
-    watched: tuple[Sequences, Labels] | None,
-    n_labels: int,
+    lessons: Lessons,
     shape: Shape,
+    model: ModelConfig | None,
+    unknown: int,
     seed: int,
     progress: Callable[[int, float], None],
 ) -> Tree:
     random = np.random.default_rng(seed)
-    rounds = [list(batches(sequences, shape.lengths, shape.symbols, random)) for _ in range(shape.epochs)]
+    rounds = [list(batches(lessons.sequences, shape.lengths, shape.symbols, random)) for _ in range(shape.epochs)]
     total = sum(map(len, rounds))
     rate = optax.warmup_cosine_decay_schedule(0.0, shape.rate, max(total // 10, 1), max(total, 2))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
-    logits = logits_of(shape, _n_rows(params, shape))
-    best, best_right = params, -1.0
+    logits, n_labels = logits_of(shape, model), lessons.wide.shape[1]
 
     @jax.jit
-    def step(params: Tree, state: Any, ids: Array, target: Array, key: Array) -> tuple[Tree, Any]:
+    def step(params: Tree, state: Any, ids: Array, wide: Array, target: Array, key: Array) -> tuple[Tree, Any, Array]:
         forget, drop = jax.random.split(key)
         lost = jax.random.bernoulli(forget, shape.forget, ids.shape) & (ids != PADDING)
-        seen = jnp.where(lost, UNKNOWN, ids)
+        seen = jnp.where(lost, unknown, ids)
         wanted = jnp.eye(n_labels)[target] * (1 - shape.smoothing) + shape.smoothing / n_labels
-        loss = lambda p: optax.softmax_cross_entropy(logits(p, seen, drop), wanted).mean()  # noqa: E731
-        update, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return cast(Tree, optax.apply_updates(params, update)), state
+
+        def loss_of(p: Tree) -> Array:
+            return optax.softmax_cross_entropy(logits(p, seen, drop) + p["wide"] * wide, wanted).mean()
+
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        update, state = optimizer.update(gradient, state, params)
+        return cast(Tree, optax.apply_updates(params, update)), state, loss
 
     with _one_device():
         state, n = optimizer.init(params), 0
         for epoch, found in enumerate(rounds):
+            losses: list[Array] = []
             for texts, ids in found:
-                params, state = step(params, state, *_full(ids, targets[texts], shape), jax.random.key(seed * 1_000_003 + n))
+                full = _full(shape, ids, lessons.wide[texts], lessons.targets[texts])
+                params, state, loss = step(params, state, *full, jax.random.key(seed * 1_000_003 + n))
+                losses.append(loss)
                 n += 1
-            right = float("nan")
-            if watched is not None:
-                right = float((predict(params, watched[0], n_labels, shape).argmax(1) == watched[1]).mean())
-            if not right <= best_right:
-                best, best_right = params, -1.0 if np.isnan(right) else right
-            progress(epoch, right)
-    return jax.device_get(best)
+            progress(epoch, float(np.mean(jax.device_get(losses))))
+    return jax.device_get(params)
 
 
-def predict(params: Tree, sequences: Sequences, n_labels: int, shape: Shape) -> Floats:
-    """Log-probabilities [texts, labels]."""
+def _predict(params: Tree, sequences: Sequences, n_labels: int, shape: Shape, model: ModelConfig | None) -> Floats:
+    """Logits [texts, labels], the mean of the members'."""
     out = np.zeros((len(sequences), n_labels), np.float32)
     with _one_device():
-        forward = _forward(shape, _n_rows(params, shape))
+        forward = _forward(shape, None if model is None else model.model_dump_json())
         for texts, ids in batches(sequences, shape.lengths, shape.symbols, None):
-            full, _ = _full(ids, np.zeros(len(ids), np.int32), shape)
-            out[texts] = np.asarray(forward(params, full))[: len(texts)]
-    return log_softmax(out)
+            for i in range(shape.members):
+                member = jax.tree.map(lambda a, i=i: a[i], params)
+                out[texts] += np.asarray(forward(member, *_full(shape, ids)))[: len(texts)] / shape.members
+    return out
 
 
-def _full(ids: Any, targets: Labels, shape: Shape) -> tuple[Any, Labels]:
-    """A batch with as many rows as all of its length have (its own again and again), so that few shapes are compiled."""
+def _full(shape: Shape, ids: Any, *more: Any) -> list[Any]:
+    """Arrays of a batch with as many rows as all of its length have (their own again and again), so that few shapes are compiled."""
     rows = max(shape.symbols // ids.shape[1], 1)
-    return np.resize(ids, (rows, ids.shape[1])), np.resize(targets, rows)
+    return [np.resize(a, (rows, *a.shape[1:])) for a in (ids, *more)]
 
 
 @cache
-def _forward(shape: Shape, n_rows: int) -> Callable[[Tree, Array], Array]:
-    logits = logits_of(shape, n_rows)
+def _forward(shape: Shape, model: str | None) -> Callable[[Tree, Array], Array]:
+    logits = logits_of(shape, None if model is None else ModelConfig.model_validate_json(model))
     return jax.jit(lambda params, ids: logits(params, ids, None))
-
-
-def _n_rows(params: Tree, shape: Shape) -> int:
-    table = params["characters"] if shape.kind == "charcnn" else params["encoder"]["embedding"]["tokens"]
-    return int(table.shape[0]) - FIRST
 
 
 def _one_device() -> AbstractContextManager[Any]:

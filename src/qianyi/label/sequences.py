@@ -12,7 +12,7 @@ from qianyi.label.units import Bytes, Offsets, Units, lowered, units_of
 from qianyi.label.units import read as read_character
 from qianyi.label.vocabulary import Vocabulary
 
-PADDING, UNKNOWN, FIRST = 0, 1, 2
+PADDING, UNKNOWN, FIRST = -1, 0, 1
 """Numbers of what fills up, of what has no row, and of row 0."""
 POOL_BATCHES = 40
 """Texts for so many batches are sorted by length together, so that a batch holds texts of about one length."""
@@ -31,7 +31,7 @@ class Sequences:
 
     def padded(self, texts: NDArray[np.int64], length: int) -> Ids:
         """[texts, length]. Of a longer text its first and its last half (Sun et al. 2019, "How to Fine-Tune BERT", section 5.3.1)."""
-        out = np.zeros((len(texts), length), np.int32)
+        out = np.full((len(texts), length), PADDING, np.int32)
         _pad(self.ids, self.offsets, texts, out)
         return out
 
