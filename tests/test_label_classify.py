@@ -21,8 +21,18 @@ from qianyi.label import classifier as module
 from qianyi.label.charcnn import KERNELS, POOLED, charcnn_logits, charcnn_params, columns
 from qianyi.label.classifier import load_classifier, save_classifier, train_classifier
 from qianyi.label.encoder import encoder_model, start_from
-from qianyi.label.linear import FastText, cross_fitted, log_softmax, targets_of, train_fasttext, train_tfidf
-from qianyi.label.network import CHARCNN, PRETRAINED, TRANSFORMER, Network, Shape, logits_of, train_network
+from qianyi.label.linear import FastText, log_softmax, targets_of, train_fasttext, train_tfidf
+from qianyi.label.network import (
+    CHARCNN,
+    PRETRAINED,
+    TRANSFORMER,
+    Network,
+    Shape,
+    best_weights,
+    combined,
+    logits_of,
+    train_network,
+)
 from qianyi.label.network import declared as network_params
 from qianyi.label.sequences import PADDING
 from qianyi.label.units import grams, units_of
@@ -112,18 +122,15 @@ def test_tfidf_is_scikit_learns_with_log_count_ratios(data: tuple[pa.Array, list
         np.testing.assert_allclose(found.bias[label], machine.intercept_[0], atol=0.02)
 
 
-def test_what_a_network_is_added_to_comes_from_the_other_folds(data: tuple[pa.Array, list[str]]) -> None:
-    pytest.importorskip("sklearn")
-    texts, (targets, labels) = data[0].slice(0, 300), targets_of(data[1][:300])
-    right = (cross_fitted(texts, targets, labels).argmax(axis=1) == targets).mean()
-    sure = (train_tfidf(texts, targets, labels).log_probabilities(texts).argmax(axis=1) == targets).mean()
-    assert 0.7 < right < sure
-    shuffled = np.random.default_rng(1).permutation(targets)
-    assert (cross_fitted(texts, shuffled, labels).argmax(axis=1) == shuffled).mean() < 0.5
-    rare = targets.copy()
-    rare[rare == 3] = 2
-    rare[0] = 3
-    assert np.isfinite(cross_fitted(texts, rare, labels)).all()
+def test_a_network_and_a_linear_classifier_are_weighed_by_what_they_know() -> None:
+    truth = np.array([0, 1] * 50, np.int32)
+    random = np.random.default_rng(0)
+    knows = log_softmax(2 * np.eye(2)[truth] + random.normal(0, 0.8, (100, 2)))
+    guesses = log_softmax(random.normal(0, 1, (100, 2)))
+    own, wide = best_weights(guesses, knows, truth)
+    assert wide > 3 * own
+    assert best_weights(knows, guesses, truth) == (wide, own)
+    assert combined(guesses, knows, (0, 1)).argmax(axis=1).tolist() == knows.argmax(axis=1).tolist()
 
 
 def test_convolutions_are_table_1() -> None:

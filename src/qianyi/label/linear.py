@@ -23,8 +23,7 @@ ORDER = 2
 """Units and pairs of units; of Chinese, whose units are characters, TF-IDF also counts three in a row."""
 TEMPERATURE = 0.25
 """Margins of a support vector machine are divided by this before they are made probabilities: a choice, not fitted. Labels do not
-depend on it, and a network that adds to them learns a factor of its own."""
-FOLDS = 5
+depend on it, and a network that is added to them has them weighed."""
 
 
 @dataclass(frozen=True)
@@ -185,25 +184,13 @@ def train_tfidf(texts: pa.Array, targets: Labels, labels: tuple[str, ...], *, mi
     return Tfidf(labels, vocabulary, idf, weights, bias, order)
 
 
-def cross_fitted(texts: pa.Array, targets: Labels, labels: tuple[str, ...], seed: int = 0) -> Floats:
-    """Log-probabilities [texts, labels] of each text by a machine that learned from the other folds, as it knows new texts (Wolpert 1992,
-    "Stacked Generalization")."""
-    fold = np.random.default_rng(seed).permutation(len(targets)) % FOLDS
-    out = np.zeros((len(targets), len(labels)), np.float32)
-    for i in range(FOLDS):
-        own, others = np.flatnonzero(fold == i), np.flatnonzero(fold != i)
-        machine = train_tfidf(texts.take(pa.array(others)), targets[others], labels)
-        out[own] = machine.log_probabilities(texts.take(pa.array(own)))
-    return out
-
-
 def _machine(weighted: Any, ours: NDArray[np.bool_], c: float) -> tuple[Floats, float]:
     """Weights [rows] and bias of the machine that says which texts are ours."""
     try:
         from sklearn.svm import LinearSVC  # pyright: ignore  # noqa: PLC0415
     except ModuleNotFoundError:
         raise ResourceError("this kind needs the package `scikit-learn`: pip install 'qianyi[label]'") from None
-    if ours.all() or not ours.any():  # of a rare label, a fold may have no text
+    if ours.all() or not ours.any():  # of a rare label, all texts may be held out
         return np.zeros(weighted.shape[1], np.float32), 1.0 if ours.all() else -1.0
     inside, outside = (1 + np.asarray((weighted[some] > 0).sum(axis=0))[0] for some in (ours, ~ours))
     ratio = np.log(inside / inside.sum()) - np.log(outside / outside.sum())

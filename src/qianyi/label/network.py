@@ -1,12 +1,12 @@
 """Networks that classify texts, trained on the processor within minutes: a small Transformer, a pretrained one, and convolutions over
-characters. Each is added to a linear classifier of n-grams and learns what that does not know: Cheng et al. 2016, "Wide & Deep Learning
-for Recommender Systems".
+characters. Each answers together with a linear classifier of n-grams, weighted by what either knows of held-out texts.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from typing import Any, Literal, cast
 
 import jax
@@ -20,13 +20,18 @@ from qianyi.config.schema import LayoutConfig, ModelConfig
 from qianyi.errors import DataError
 from qianyi.label.charcnn import SHORTEST, charcnn_logits, charcnn_params
 from qianyi.label.encoder import Start, encoder_logits, encoder_model, encoder_params
-from qianyi.label.linear import Arrays, Floats, Labels, Tfidf, cross_fitted, log_softmax, train_tfidf
+from qianyi.label.linear import Arrays, Floats, Labels, Tfidf, log_softmax, train_tfidf
 from qianyi.label.reader import Reader, Tokens, Words, reader_of
 from qianyi.label.sequences import FIRST, PADDING, Sequences, batches, symbols_of
 from qianyi.label.vocabulary import count_units
 from qianyi.label.word2vec import vectors_of_rows
 from qianyi.model.param import Tree, init
 from qianyi.parallel.mesh import make_mesh
+
+HELD_SHARE = 0.1
+"""Of labelled texts, by which the network and the linear classifier are weighed."""
+STEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3)
+"""Weights that either may have. They need not sum to one, since each thinks too much or too little of what it knows."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Shape:
     """Units, characters or tokens that are read of a text."""
     limit: int = 30_000
     """Rows of the vocabulary."""
-    epochs: int = 4
+    epochs: int = 3
     rate: float = 2e-3
     symbols: int = 8192
     """Of a batch, padding counted."""
@@ -49,7 +54,7 @@ class Shape:
     """Share of symbols that a training text loses, anew each time it is read: they become unknown."""
     smoothing: float = 0.05
     """Of labels."""
-    members: int = 2
+    members: int = 1
     """Networks that begin with other numbers, and whose answers are averaged."""
 
     @property
@@ -61,7 +66,7 @@ class Shape:
 
 
 TRANSFORMER = Shape("transformer")
-CHARCNN = Shape("charcnn", longest=501, limit=6_000, epochs=6, symbols=32 * 501, dropout=0.5, forget=0.05)
+CHARCNN = Shape("charcnn", longest=501, limit=6_000, epochs=4, symbols=32 * 501, dropout=0.5, forget=0.05, members=1)
 PRETRAINED = Shape("transformer", longest=128, epochs=2, rate=1e-4, symbols=1024, dropout=0.1, forget=0.0, members=1)
 
 
@@ -75,21 +80,22 @@ class Network:
     model: ModelConfig | None
     """Of a Transformer."""
     wide: Tfidf
+    weights: tuple[float, float]
+    """Of the network's log-probabilities and of the linear classifier's."""
     params: Tree
     """Of all members: each array begins with an axis of members."""
 
     def log_probabilities(self, texts: pa.Array) -> Floats:
         """[texts, labels]."""
-        logits = _predict(self.params, self.reader.read(texts), len(self.labels), self.shape, self.model)
-        scale = np.asarray(self.params["wide"]).mean()
-        return log_softmax(logits + scale * self.wide.log_probabilities(texts))
+        own = _predict(self.params, self.reader.read(texts), len(self.labels), self.shape, self.model)
+        return combined(own, self.wide.log_probabilities(texts), self.weights)
 
     def arrays(self) -> Arrays:
         flat, _ = jax.tree_util.tree_flatten_with_path(self.params)
         named = {_name(path): np.asarray(a) for path, a in flat}
         wide = {f"wide/{name}": a for name, a in self.wide.arrays().items()}
         model = {} if self.model is None else {"model": np.array(self.model.model_dump_json())}
-        return named | wide | model | self.reader.arrays()
+        return named | wide | model | {"weights": np.array(self.weights)} | self.reader.arrays()
 
     @staticmethod
     def of(labels: tuple[str, ...], shape: Shape, arrays: Arrays) -> "Network":
@@ -99,7 +105,8 @@ class Network:
         like = jax.eval_shape(lambda: init(declared(shape, model, reader.n_ids, len(labels)), jax.random.key(0)))
         flat, tree = jax.tree_util.tree_flatten_with_path(like)
         params = jax.tree_util.tree_unflatten(tree, [arrays[_name(path)] for path, _ in flat])
-        return Network(labels, shape, reader, model, wide, params | {"wide": arrays["params/wide"]})
+        of_network, of_wide = (float(weight) for weight in arrays["weights"])
+        return Network(labels, shape, reader, model, wide, (of_network, of_wide), params)
 
 
 def _name(path: Any) -> str:
@@ -134,27 +141,39 @@ def train_network(
 ) -> Network:
     """Trains with AdamW, the rate rising over the first tenth of the steps and falling as a cosine.
 
-    What the network is added to in training is what the linear classifier says of texts that it has not learned from (`cross_fitted`):
-    of its own it is too sure, and would leave nothing to learn.
+    A tenth of the texts is held out to weigh the network and the linear classifier, which then learns from all.
 
     Args:
         targets: index of the label of each text.
         start: what a Transformer begins with; None: vectors of its words and random numbers.
         progress: told what was done.
     """
-    begin = _begin(texts, shape, len(labels), seed) if start is None else _begin_from(start, shape, len(labels), seed)
+    order = np.random.default_rng(seed).permutation(len(targets))
+    held, learned = np.split(order, [max(int(len(order) * HELD_SHARE), 1)])
+    some, others = texts.take(pa.array(learned)), texts.take(pa.array(held))
+    begin = _begin(some, shape, len(labels), seed) if start is None else _begin_from(start, shape, len(labels), seed)
     reader, model, begun = begin
-    progress("n-grams")
-    lessons = Lessons(reader.read(texts), cross_fitted(texts, targets, labels, seed), targets)
-    done: list[Tree] = []
-    for i, params in enumerate(begun):
-
-        def tell(epoch: int, loss: float, member: int = i) -> None:
-            progress(f"network {member + 1} of {shape.members}, epoch {epoch + 1} of {shape.epochs}: loss {loss:.3f}")
-
-        done.append(_fit(params | {"wide": jnp.ones(())}, lessons, shape, model, reader.unknown, seed + i, tell))
+    done = _fit(begun, Lessons(reader.read(some), targets[learned], len(labels)), shape, model, reader.unknown, seed, progress)
     together: Tree = jax.tree.map(lambda *a: np.stack(a), *done)
-    return Network(labels, shape, reader, model, train_tfidf(texts, targets, labels), together)
+    own = _predict(together, reader.read(others), len(labels), shape, model)
+    wide = train_tfidf(some, targets[learned], labels).log_probabilities(others)
+    weights = best_weights(own, wide, targets[held])
+    progress(f"weights: {weights[0]} of the network, {weights[1]} of n-grams")
+    return Network(labels, shape, reader, model, train_tfidf(texts, targets, labels), weights, together)
+
+
+def best_weights(own: Floats, wide: Floats, targets: Labels) -> tuple[float, float]:
+    """With the largest likelihood of the targets, from a grid of `STEPS`."""
+
+    def loss(weights: tuple[float, float]) -> float:
+        return -float(combined(own, wide, weights)[np.arange(len(targets)), targets].mean())
+
+    return min(product(STEPS, STEPS), key=loss)
+
+
+def combined(own: Floats, wide: Floats, weights: tuple[float, float]) -> Floats:
+    """Log-probabilities of two as one's."""
+    return log_softmax(weights[0] * own + weights[1] * wide)
 
 
 def _begin(texts: pa.Array, shape: Shape, n_labels: int, seed: int) -> tuple[Words, ModelConfig | None, list[Tree]]:
@@ -185,56 +204,68 @@ class Lessons:
     """What is learned from."""
 
     sequences: Sequences
-    wide: Floats
-    """[texts, labels], what the linear classifier says."""
     targets: Labels
+    n_labels: int
 
 
 def _fit(
-    params: Tree,
+    members: list[Tree],
     lessons: Lessons,
     shape: Shape,
     model: ModelConfig | None,
     unknown: int,
     seed: int,
-    progress: Callable[[int, float], None],
-) -> Tree:
+    progress: Callable[[str], None],
+) -> list[Tree]:
+    """Members see the same batches, with other symbols and activations dropped."""
     random = np.random.default_rng(seed)
     rounds = [list(batches(lessons.sequences, shape.lengths, shape.symbols, random)) for _ in range(shape.epochs)]
     total = sum(map(len, rounds))
     rate = optax.warmup_cosine_decay_schedule(0.0, shape.rate, max(total // 10, 1), max(total, 2))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
-    logits, n_labels = logits_of(shape, model), lessons.wide.shape[1]
+    step = _step(shape, model, unknown, lessons.n_labels, optimizer)
+    done: list[Tree] = []
+    with _one_device():
+        for i, params in enumerate(members):
+            state, key = optimizer.init(params), jax.random.key(seed * 1_000_003 + i)
+            for epoch, found in enumerate(rounds):
+                losses: list[Array] = []
+                for texts, ids in found:
+                    full = _full(shape, ids, lessons.targets[texts])
+                    key, own = jax.random.split(key)
+                    params, state, loss = step(params, state, *full, own)  # noqa: PLW2901
+                    losses.append(loss)
+                mean = float(np.mean(jax.device_get(losses)))
+                progress(f"network {i + 1} of {len(members)}, epoch {epoch + 1} of {shape.epochs}: loss {mean:.3f}")
+            done.append(jax.device_get(params))
+    return done
+
+
+def _step(
+    shape: Shape, model: ModelConfig | None, unknown: int, n_labels: int, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[Tree, Any, Array]]:
+    """(parameters, state, ids, targets, key) -> parameters, state and loss after one step."""
+    logits = logits_of(shape, model)
 
     @jax.jit
-    def step(params: Tree, state: Any, ids: Array, wide: Array, target: Array, key: Array) -> tuple[Tree, Any, Array]:
+    def step(params: Tree, state: Any, ids: Array, target: Array, key: Array) -> tuple[Tree, Any, Array]:
         forget, drop = jax.random.split(key)
         lost = jax.random.bernoulli(forget, shape.forget, ids.shape) & (ids != PADDING)
         seen = jnp.where(lost, unknown, ids)
         wanted = jnp.eye(n_labels)[target] * (1 - shape.smoothing) + shape.smoothing / n_labels
 
         def loss_of(p: Tree) -> Array:
-            return optax.softmax_cross_entropy(logits(p, seen, drop) + p["wide"] * wide, wanted).mean()
+            return optax.softmax_cross_entropy(logits(p, seen, drop), wanted).mean()
 
         loss, gradient = jax.value_and_grad(loss_of)(params)
         update, state = optimizer.update(gradient, state, params)
         return cast(Tree, optax.apply_updates(params, update)), state, loss
 
-    with _one_device():
-        state, n = optimizer.init(params), 0
-        for epoch, found in enumerate(rounds):
-            losses: list[Array] = []
-            for texts, ids in found:
-                full = _full(shape, ids, lessons.wide[texts], lessons.targets[texts])
-                params, state, loss = step(params, state, *full, jax.random.key(seed * 1_000_003 + n))
-                losses.append(loss)
-                n += 1
-            progress(epoch, float(np.mean(jax.device_get(losses))))
-    return jax.device_get(params)
+    return step
 
 
 def _predict(params: Tree, sequences: Sequences, n_labels: int, shape: Shape, model: ModelConfig | None) -> Floats:
-    """Logits [texts, labels], the mean of the members'."""
+    """Log-probabilities [texts, labels] of the mean of the members' logits."""
     out = np.zeros((len(sequences), n_labels), np.float32)
     with _one_device():
         forward = _forward(shape, None if model is None else model.model_dump_json())
@@ -242,7 +273,7 @@ def _predict(params: Tree, sequences: Sequences, n_labels: int, shape: Shape, mo
             for i in range(shape.members):
                 member = jax.tree.map(lambda a, i=i: a[i], params)
                 out[texts] += np.asarray(forward(member, *_full(shape, ids)))[: len(texts)] / shape.members
-    return out
+    return log_softmax(out)
 
 
 def _full(shape: Shape, ids: Any, *more: Any) -> list[Any]:
