@@ -30,7 +30,7 @@ Report = Annotated[Path | None, typer.Option(metavar="FILE", help="Write what wa
 
 @data_app.callback()
 def _lean_memory() -> None:
-    # Arrow's allocator is chosen when it is first imported; worker processes inherit the choice. A tenth less memory and time than with
+    # Arrow's allocator is chosen when it is first imported; worker processes inherit the choice. A tenth less memory than with
     # its own choice, mimalloc (docs/log.md).
     if sys.platform == "linux" and platform.machine() == "x86_64":
         os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
