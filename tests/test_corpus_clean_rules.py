@@ -1,7 +1,5 @@
 """Good documents pass and junk does not; a file of rules says what it means, and what is wrong in it is named."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,9 +13,9 @@ from qianyi.cli import data_clean
 from qianyi.corpus.clean.judge import judge
 from qianyi.corpus.clean.measure import measure
 from qianyi.corpus.clean.rules import from_json, load_kinds, to_json
-from qianyi.corpus.clean.stage import clean, filter_measured
+from qianyi.corpus.clean.stage import MEASURE, clean, filter_measured, measure_unit
 from qianyi.corpus.document import document_batch
-from qianyi.corpus.parts import Options, Writer, read_batches, run_parts
+from qianyi.corpus.parts import Options, Writer, part_units, read_batches, run_parts
 from qianyi.data.stage import Json
 from qianyi.errors import ConfigError, QianyiError
 
@@ -139,20 +137,11 @@ def test_stage_keeps_drops_and_explains(tmp_path: Path, capsys: pytest.CaptureFi
     assert "cumulative" in shown
 
 
-_TWO_WORKERS = """
-import sys
-from pathlib import Path
-from qianyi.corpus.clean.stage import MEASURE, measure_unit
-from qianyi.corpus.parts import Options, part_units, run_parts
-source, out = map(Path, sys.argv[1:])
-run_parts(out, "measure", MEASURE, part_units(source), measure_unit, [source], Options(workers=2, engine="native"))
-"""
-
-
 def test_output_is_the_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
     source = corpus(tmp_path)
     clean([source], tmp_path / "out")
-    subprocess.run([sys.executable, "-c", _TWO_WORKERS, source, tmp_path / "two"], check=True)
+    two = Options(workers=2, engine="native")
+    run_parts(tmp_path / "two", "measure", MEASURE, part_units(source), measure_unit, [source], two)
     one, two = files_of(tmp_path / "out" / "measured" / "parts"), files_of(tmp_path / "two" / "parts")
     assert len(one) == 2
     assert one == two

@@ -65,8 +65,8 @@ def dedup(
 ) -> Json:
     """Make `out` of the documents of `inputs` without what is there twice.
 
-    Of a cluster of duplicates the document of highest quality survives, of equals the one with the smallest id; of paragraphs and
-    substrings the first in the order of inputs.
+    A document goes if it is a duplicate of one that stays: the order is by quality, the highest first, then by id, the smallest first; of
+    paragraphs and substrings it is the order of inputs.
 
     Args:
         inputs: finished corpus directories, in order.
@@ -142,7 +142,7 @@ def _documents(run: _Run) -> _Run:
     compared = [path for source in found for path in source.inputs]
     pairs = run.stage("document_pairs", settings, _bucket_units(found, n_buckets), steps.pairs, compared)
     unit = {"pairs": str(pairs), **_numbered(found)}
-    settings = {"sketching": sketching, "sampled": sampled}
+    settings = {"sketching": sketching, "similarity": chosen.similarity, "sampled": sampled}
     run.stage("document_clusters", settings, [unit], steps.document_clusters, [pairs, *(s.keys for s in found)])
     return run.decided("document_clusters")
 
@@ -162,7 +162,8 @@ def _lines(run: _Run) -> _Run:
         "buckets": n_buckets,
     }
     pairs = run.stage("line_pairs", settings, _bucket_units(found, n_buckets), steps.pairs, [s.keys for s in found])
-    run.stage("line_clusters", {}, [{"pairs": str(pairs), **_numbered(found)}], steps.line_clusters, [pairs])
+    settings = {"sketching": sketching, "similarity": chosen.paragraph_similarity}
+    run.stage("line_clusters", settings, [{"pairs": str(pairs), **_numbered(found)}], steps.line_clusters, [pairs])
     return run.decided("line_clusters")
 
 
