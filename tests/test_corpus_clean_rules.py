@@ -44,6 +44,21 @@ def test_good_text_is_kept(name: str) -> None:
     assert 1 - len(failed) / len(texts) >= KEEP[name], failed
 
 
+def test_short_chinese_needs_no_full_stop() -> None:
+    reviews = [
+        "看到大家都说好，买回家就觉得很失望，个人觉得不实用",
+        "环境和设施都不好,提前预订的不靠铁轨的房间没给保留,整晚的火车汽笛声影响了睡眠",
+        "这个是我住的全国最差的所谓四星标准建的宾馆.房间小的可怜,可以说让人无法转身.看上去最多也只有三星级.服务员结帐速度超慢,"
+        "我等了半小时,最后还问了一句话,是不是要加收半天的房费.希望不要把这种酒店再列为推荐酒店",
+    ]
+    menus = [
+        "首页 关于我们 产品中心 新闻动态 联系我们 加入收藏 网站地图 版权声明 友情链接",
+        "手机数码电脑办公家用电器服装鞋帽个护化妆家居家装运动户外母婴用品",
+    ]
+    assert reasons(reviews) == ["", "", ""]
+    assert all(reasons(menus))
+
+
 @pytest.mark.parametrize("name", JUNK)
 def test_junk_is_dropped(name: str) -> None:
     assert sum(map(bool, reasons(junk(name)))) >= 0.9 * 30

@@ -23,6 +23,7 @@ from qianyi.corpus.parts import Json, Options, Work, part_units, run_parts
 from qianyi.errors import DataError
 
 _BAND_BYTES, _EXACT_BYTES, _WINDOW_BYTES = 48, 24, 20
+_SAMPLE_BYTES = 8_000_000  # of text whose pairs are all compared: the sets of its shingles take 30 times that
 _LINE_BYTES = 200  # of text for each paragraph that is long enough, at least
 
 
@@ -127,7 +128,7 @@ def _documents(run: _Run) -> _Run:
     rows = sum(unit["rows"] for unit in run.units)
     per_row = _EXACT_BYTES + _BAND_BYTES * chosen.sketching.bands * chosen.near
     n_buckets = buckets_for(rows, per_row)
-    sampled = min(1.0, chosen.sample_documents / max(1, rows)) if chosen.near else 0.0
+    sampled = min(1.0, chosen.sample_documents / max(1, rows), _SAMPLE_BYTES / max(1, run.bytes)) if chosen.near else 0.0
     sketching = chosen.sketching.model_dump()
     settings = {"near": chosen.near, "sketching": sketching, "quality": chosen.quality, "sampled": sampled, "buckets": n_buckets}
     keys = run.stage("document_keys", settings, list(run.units), steps.document_keys, run.inputs)
