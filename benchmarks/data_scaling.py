@@ -1,6 +1,6 @@
 """How the time and the memory of `qianyi data` grow with the corpus, and what a second worker brings.
 
-    python benchmarks/data_scaling.py --megabytes 10 50 150 400      # as much as there is: data_corpus.py has about 435 MB
+    python benchmarks/data_scaling.py --megabytes 10 50 150 430      # as much as there is: data_corpus.py has about 435 MB
     python benchmarks/data_scaling.py --megabytes 10 --workers 1 2 --out build/data_scaling.md
 
 Collects, cleans, deduplicates, tokenizes and inspects samples of the English and Chinese corpus of `data_corpus.py`, of which a
@@ -34,18 +34,22 @@ def measure(cache: Path, megabytes: float, workers: int, work: Path) -> dict[str
 
 def table(runs: dict[tuple[float, int], dict[str, Stage]]) -> str:
     """A row for each run, wall seconds and peak megabytes of each stage."""
-    lines = ["| MB | workers | " + " | ".join(f"{name}, s / MB" for name in STAGES) + " | all, s | MB/s of wall |"]
-    lines.append("|---" * (len(STAGES) + 4) + "|")
+    lines = [
+        "| MB | workers | " + " | ".join(f"{name}, s / MB" for name in STAGES) + " | all, s | MB/s | CPU s | CPU s per 10 MB |"
+    ]
+    lines.append("|---" * (len(STAGES) + 6) + "|")
     for (megabytes, workers), found in runs.items():
         cells = " | ".join(f"{found[name].wall_seconds:.1f} / {found[name].peak_bytes / 1e6:.0f}" for name in STAGES)
-        wall = sum(stage.wall_seconds for stage in found.values())
-        lines.append(f"| {megabytes:.1f} | {workers} | {cells} | {wall:.1f} | {megabytes / wall:.2f} |")
+        wall, cpu = (sum(getattr(stage, name) for stage in found.values()) for name in ("wall_seconds", "cpu_seconds"))
+        lines.append(
+            f"| {megabytes:.1f} | {workers} | {cells} | {wall:.1f} | {megabytes / wall:.2f} | {cpu:.1f} | {10 * cpu / megabytes:.2f} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", nargs="+", type=float, default=[10, 50, 150, 400])
+    parser.add_argument("--megabytes", nargs="+", type=float, default=[10, 50, 150, 430])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--cache", type=Path, default=DEFAULT)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "data_scaling", help="emptied first")

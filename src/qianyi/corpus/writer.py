@@ -23,7 +23,7 @@ from qianyi.errors import DataError
 
 PART_BYTES = 64_000_000
 """Text in a part, at most (a single longer document is a part of its own)."""
-GROUP_BYTES = 4_000_000
+GROUP_BYTES = 2_000_000
 """Text in a row group, about: what a reader holds at a time."""
 GROUP_ROWS = 16_384
 
