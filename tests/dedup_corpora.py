@@ -14,6 +14,7 @@ from qianyi.errors import DataError
 
 DOCUMENTS = DedupSettings(paragraphs="off", substring_bytes=0)
 
+
 @cache
 def real_texts(n: int = 40) -> list[str]:
     """Scenes of Shakespeare, then pieces of 三国演义, n of each."""
