@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from qianyi.corpus.dedup.settings import DedupSettings
 from qianyi.corpus.document import document_batch
 from qianyi.corpus.parts import Json, Writer, run_parts
 from qianyi.data import builtin
 from qianyi.errors import DataError
+
+DOCUMENTS = DedupSettings(paragraphs="off", substring_bytes=0)
 
 
 @cache

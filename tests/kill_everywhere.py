@@ -1,10 +1,10 @@
 """Prepare a corpus again and again, killed (SIGKILL) at the first, second, third ... change of the disk, and finish after each.
 
-    python tests/kill_everywhere.py DIRECTORY
+    python tests/kill_everywhere.py DIRECTORY [STRIDE]
 
 In DIRECTORY is x.jsonl. Every attempt finds the finished shards of other settings. A child process is killed; what it
 leaves must be the whole old, the whole new, or nothing; another child then must make what an undisturbed one makes.
-Prints the number of attempts. (No JAX here: the process forks.)
+With a stride of n, at every n-th change only. Prints the number of changes. (No JAX here: the process forks.)
 """
 
 import os
@@ -62,7 +62,7 @@ def in_child(work: Callable[[], Any]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(root: Path) -> None:
+def main(root: Path, stride: int) -> None:
     shards.BLOCK_TOKENS = 3000
     source = SourceConfig(name="x", path=str(root / "x.jsonl"))
 
@@ -82,10 +82,10 @@ def main(root: Path) -> None:
         assert not left or left in allowed, f"after change {number}: {sorted(left)}"
         assert in_child(lambda: make("out", 0.1)) == 0, f"after change {number} it cannot be finished"
         assert files_of(root / "out") == new, f"after change {number} the result differs"
-        number += 1
+        number += stride
     assert status == 0
     print(number)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int((*sys.argv, 1)[2]))

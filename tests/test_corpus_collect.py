@@ -24,6 +24,7 @@ from warcio.warcwriter import WARCWriter
 from qianyi.corpus.collect import plan
 from qianyi.corpus.collect.registry import corpora, corpus_names
 from qianyi.corpus.collect.source import parse_source, sources_of
+from qianyi.corpus.document import document_id
 from qianyi.errors import DataError
 
 TEXTS = corpus(40, 3)
@@ -171,6 +172,35 @@ def test_records_keep_what_is_asked_for(tmp_path: Path) -> None:
     row = kept["x.jsonl:1"]
     assert (row["source"], row["text"], row["licence"], row["research_only"]) == ("news", "正文", "CC0-1.0", False)
     assert json.loads(row["meta"]) == {"title": "题", "score": 3}
+
+
+def test_records_say_what_they_are_of(tmp_path: Path) -> None:
+    """A directory whose files mix sources; what is no name, such as prose under `source`, is not taken for one."""
+    records = [
+        {"text": "one", "source": "wiki", "license": "CC-BY-SA-4.0"},
+        {"text": "two", "source": "书", "licence": "CC0-1.0", "license": "other", "research_only": True},
+        {"text": "three", "source": {"id": 3}, "licence": None, "research_only": "yes"},
+        {"text": "four", "source": "a long text " * 20, "research_only": False},
+    ]
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    (tmp_path / "d" / "y.csv").write_text("text,source,research_only\nfive,news,true\n")
+    pq.write_table(pa.table({"text": ["six"], "licence": ["MIT"], "other": [1]}), tmp_path / "d" / "z.parquet")
+    kept, _ = collected(tmp_path / "out", f"mine={tmp_path / 'd'}", licence="ours")
+    assert {row["text"]: (row["source"], row["licence"], row["research_only"]) for row in kept.values()} == {
+        "one": ("wiki", "CC-BY-SA-4.0", False),
+        "two": ("书", "CC0-1.0", True),
+        "three": ("mine", "ours", False),
+        "four": ("mine", "ours", False),
+        "five": ("news", "ours", True),
+        "six": ("mine", "MIT", False),
+    }
+    assert all(row["id"] == document_id(row["source"], row["origin"]) for row in kept.values())
+    strict, _ = collected(tmp_path / "strict", f"mine={tmp_path / 'd'}", research_only=True)
+    assert all(row["research_only"] for row in strict.values())
+    (tmp_path / "all.jsonl").write_text('{"text": "one", "source": "wiki"}\n')
+    every, _ = collected(tmp_path / "all", str(tmp_path / "all.jsonl"))
+    assert [row["source"] for row in every.values()] == ["wiki"]
 
 
 def test_globs_labels_and_formats_of_a_directory(tmp_path: Path) -> None:

@@ -3,30 +3,32 @@
 import hashlib
 import itertools
 import random
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from dedup_corpora import make_corpus, noisy, real_texts
+from corpus_works import content
+from dedup_corpora import DOCUMENTS, make_corpus, noisy, real_texts
 from test_corpus_dedup_kernels import shingle_sets
 
-from qianyi.corpus.dedup import keys, sample
-from qianyi.corpus.dedup.clusters import Ranks, clusters, survivors
+from qianyi.corpus.dedup import sample
+from qianyi.corpus.dedup.clusters import Ranks, Sketched, clusters, survivors
 from qianyi.corpus.dedup.keys import sketch, spans_of
 from qianyi.corpus.dedup.pairs import first_of_each, groups, similar_pairs
 from qianyi.corpus.dedup.settings import DedupSettings, Sketching
 from qianyi.corpus.dedup.shuffle import _overlapping
-from qianyi.corpus.dedup.spans import cut, merged
 from qianyi.corpus.dedup.stage import dedup, dedup_report
 from qianyi.corpus.document import document_id, read_dropped, read_parts
 from qianyi.corpus.kernels.ngrams import fold_table, grams, walk
 from qianyi.corpus.kernels.substring import SPREAD
-from qianyi.corpus.parts import Json, Writer, part_units, read_batches, run_parts
+from qianyi.corpus.parts import Json, Options, Writer, part_units, read_batches, run_parts
 from qianyi.errors import DataError
-
-DOCUMENTS = DedupSettings(paragraphs="off", substring_bytes=0)
 
 
 def kept(out: Path) -> dict[str, dict[str, Any]]:
@@ -53,44 +55,59 @@ def with_copies(seed: int = 7) -> list[str]:
     ]
 
 
-def plain_clusters(texts: list[str]) -> list[set[int]]:
-    """By exact Jaccard similarity of 0.75 and more, each with each."""
+def plain_survivors(texts: list[str], ids: list[str]) -> list[int]:
+    """Who stays in the place of each: the first by id of those that stay and have an exact Jaccard similarity of 0.75 and more."""
     sets = [s if any(len(g) for g in s) else set() for s in shingle_sets(texts)]
-    group = list(range(len(texts)))
-    for i in range(len(texts)):
-        for j in range(i):
-            together = len(sets[i] | sets[j])
-            if together and len(sets[i] & sets[j]) >= 0.75 * together and group[i] != group[j]:
-                group = [group[j] if g == group[i] else g for g in group]
-    return [{i for i, g in enumerate(group) if g == name} for name in sorted(set(group))]
+    chosen, alive = list(range(len(texts))), list[int]()
+    for i in sorted(chosen, key=lambda i: ids[i]):
+        like = (j for j in alive if sets[i] and len(sets[i] & sets[j]) >= 0.75 * len(sets[i] | sets[j]))
+        chosen[i] = next(like, i)
+        if chosen[i] == i:
+            alive.append(i)
+    return chosen
 
 
 def test_documents_that_survive_are_those_of_a_plain_search(tmp_path: Path) -> None:
     texts = with_copies()
     manifest = dedup([make_corpus(tmp_path / "in", texts)], tmp_path / "out", DOCUMENTS)
     ids = [document_id("books", f"{i:05d}") for i in range(len(texts))]
-    found = plain_clusters(texts)
-    wanted = {f"{min(cluster, key=lambda i: ids[i]):05d}" for cluster in found}
-    assert set(kept(tmp_path / "out")) == wanted
+    chosen = plain_survivors(texts, ids)
+    assert set(kept(tmp_path / "out")) == {f"{i:05d}" for i in chosen}
     assert all(row["text"] == texts[int(origin)] for origin, row in kept(tmp_path / "out").items())
     gone = dropped(tmp_path / "out")
-    capitals = {cluster for cluster in range(len(found)) if any(i >= 66 for i in found[cluster])}
     assert manifest["reasons"] == {
         r: sum(row["reason"] == r for row in gone.values()) for r in ("exact_duplicate", "near_duplicate")
     }
-    assert manifest["reasons"]["exact_duplicate"] >= len(capitals) // 2
+    assert manifest["reasons"]["exact_duplicate"] >= 4
     for origin, row in gone.items():
-        cluster = next(c for c in found if int(origin) in c)
-        survivor = row["detail"].rsplit(" ", 1)[1]
-        assert survivor == min(ids[i] for i in cluster)
-        same = texts[int(origin)].upper() == texts[ids.index(survivor)].upper()
+        survivor = chosen[int(origin)]
+        assert row["detail"].rsplit(" ", 1)[1] == ids[survivor]
+        same = texts[int(origin)].upper() == texts[survivor].upper()
         assert row["reason"] == ("exact_duplicate" if same else "near_duplicate")
     report = dedup_report(tmp_path / "out")
-    assert report["document_clusters"] == {
-        size: sum(len(c) == size for c in found) for size in sorted({len(c) for c in found} - {1})
-    }
-    assert report["sample"]["recall"] == 1
+    numbers = Counter(Counter(chosen).values())
+    assert report["document_clusters"] == {size: n for size, n in sorted(numbers.items()) if size > 1}
+    assert (report["sample"]["recall"], report["sample"]["precision"]) == (1, 1)
     assert report["sample"]["true_pairs"] > 20
+
+
+def test_a_document_goes_only_if_it_is_like_one_that_stays(tmp_path: Path) -> None:
+    """Of a chain, each link of which is like the next, some stay; whoever goes is like who stays for it."""
+    words = real_texts()[3].split() + real_texts()[4].split() + real_texts()[5].split()
+    texts = [" ".join(words[24 * i : 24 * i + 400]) for i in range(16)]
+    dedup([make_corpus(tmp_path / "in", texts, 5)], tmp_path / "out", DOCUMENTS)
+    ids = [document_id("books", f"{i:05d}") for i in range(len(texts))]
+    sets = shingle_sets(texts)
+    gone = dropped(tmp_path / "out")
+    assert 3 <= len(kept(tmp_path / "out")) <= 13
+    for origin, row in gone.items():
+        survivor = ids.index(row["detail"].rsplit(" ", 1)[1])
+        assert f"{survivor:05d}" in kept(tmp_path / "out")
+        estimate = float(row["detail"].split(" ")[0])
+        exact = len(sets[int(origin)] & sets[survivor]) / len(sets[int(origin)] | sets[survivor])
+        assert estimate >= 0.75 and abs(estimate - exact) < 0.15
+    clusters_of_all = dedup_report(tmp_path / "out")["document_clusters"]
+    assert max(clusters_of_all) < len(texts)
 
 
 def _scored(unit: Json, settings: Json, writer: Writer) -> None:
@@ -116,6 +133,23 @@ def test_nothing_depends_on_the_cut_into_parts(tmp_path: Path) -> None:
     assert [(k, v["text"]) for k, v in kept(outs[0]).items()] == [(k, v["text"]) for k, v in kept(outs[1]).items()]
     assert dropped(outs[0]) == dropped(outs[1])
     assert dedup_report(outs[0]) == dedup_report(outs[1])
+
+
+def test_two_workers_make_the_same_bytes(tmp_path: Path) -> None:
+    texts = [*with_copies(), real_texts()[2] + "\n" + real_texts()[50], real_texts()[9][300:] + real_texts()[3][:1500]]
+    corpus = make_corpus(tmp_path / "in", texts, 12)
+    dedup([corpus], tmp_path / "out", options=Options(workers=2))
+    (tmp_path / "out").rename(tmp_path / "two")  # plans name the directory that is made
+    dedup([corpus], tmp_path / "out")
+    assert content(tmp_path / "two") == content(tmp_path / "out")
+    assert {"document_pairs", "line_clusters", "window_repeats"} <= {path.name for path in (tmp_path / "two").iterdir()}
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    arguments = [sys.executable, Path(__file__).with_name("kill_corpus.py"), "dedup", tmp_path, "61"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 200
 
 
 def test_a_new_corpus_is_compared_with_the_keys_of_an_old_one(tmp_path: Path) -> None:
@@ -196,75 +230,7 @@ def test_similar_paragraphs_are_cut_where_wanted(tmp_path: Path) -> None:
         assert [row["text"] for row in kept(tmp_path / paragraphs).values()] == [texts[0], left]
 
 
-def repeated_bytes(texts: list[bytes], n: int) -> list[np.ndarray]:
-    """Which bytes lie in n bytes that stood before, in an earlier text or earlier in the same one without overlap."""
-    seen: dict[bytes, tuple[int, int]] = {}
-    marks = [np.zeros(len(text), np.bool_) for text in texts]
-    for row, text in enumerate(texts):
-        for place in range(len(text) - n + 1):
-            window = text[place : place + n]
-            first = seen.setdefault(window, (row, place))
-            if first != (row, place):
-                start = max(place, first[1] + n) if first[0] == row else place
-                marks[row][start : place + n] = True
-    return marks
-
-
-def test_substrings_that_are_cut_stood_before_and_nearly_all_are_found(tmp_path: Path) -> None:
-    n = 120
-    source = random.Random(6)
-    texts = [text[:3000] for text in real_texts()[::3]]
-    for i in range(len(texts)):  # each takes a stretch from another, English or Chinese
-        other, at = source.choice(texts), source.randrange(500)
-        texts[i] = texts[i][: 900 + i] + other[at : at + source.randrange(30, 500)] + texts[i][900 + i :]
-    texts += ["ab" * 500, "one " + "=" * 700]
-    settings = DedupSettings(exact=False, near=False, paragraphs="off", substring_bytes=n)
-    manifest = dedup([make_corpus(tmp_path / "in", texts, 5)], tmp_path / "out", settings)
-    marks = repeated_bytes([text.encode() for text in texts], n)
-    cuts = 0
-    for origin, row in kept(tmp_path / "out").items():
-        before, after, repeated = texts[int(origin)].encode(), row["text"].encode(), marks[int(origin)]
-        assert row["stat_cut_bytes"] == len(before) - len(after) <= repeated.sum()
-        assert is_without(before, after, repeated)
-        cuts += row["stat_cut_bytes"]
-    assert manifest["counts"]["bytes_of_repeated_substrings"] == cuts
-    possible = sum(int(mark.sum()) for mark in marks)
-    runs = sum(int((np.diff(mark.astype(int), prepend=0) == 1).sum()) for mark in marks)
-    assert possible - 2 * (SPREAD + 12) * runs - n * 3 < cuts < possible  # less is lost at the ends of each run
-
-
-def test_long_texts_have_the_windows_of_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = ["".join(real_texts()[:20]), "short", "", "".join(real_texts()[60:]), real_texts()[3], "=" * 5000]
-    spans, refs = spans_of(pa.array(texts)), np.arange(len(texts), dtype=np.uint64) * 3
-    order = [("ref", "ascending"), ("place", "ascending")]
-    whole = keys.window_table(spans, refs, 100).sort_by(order)
-    assert len(whole) > 1000
-    for size in (200, 1000, 4096, 50_000):
-        monkeypatch.setattr(keys, "PIECE_BYTES", size)
-        assert keys.window_table(spans, refs, 100).sort_by(order).equals(whole), size
-
-
-def is_without(before: bytes, after: bytes, may_go: np.ndarray) -> bool:
-    """Whether `after` is `before` without some of the bytes that may go."""
-    reachable = {0}  # places of `after` that the text so far may have come to
-    for i, byte in enumerate(before):
-        reachable = {k + 1 for k in reachable if k < len(after) and after[k] == byte} | (reachable if may_go[i] else set())
-        if not reachable:
-            return False
-    return len(after) in reachable
-
-
-def test_cut_takes_whole_characters_and_words() -> None:
-    texts = pa.array(["before and after it", "甲乙丙丁", "", "keep"])
-    spans = (np.array([0, 1]), np.array([2, 1]), np.array([13, 8]))
-    assert cut(texts, *spans, whole_words=False).to_pylist() == ["beter it", "甲丙丁", "", "keep"]
-    assert cut(texts, *spans, whole_words=True).to_pylist() == ["before after it", "甲丙丁", "", "keep"]
-    assert cut(texts.slice(1, 2), np.array([0]), np.array([0]), np.array([12]), whole_words=True).to_pylist() == ["", ""]
-    refs, begins, ends = merged(np.array([1, 0, 0, 0], np.uint64), np.array([0, 9, 0, 4]), np.array([5, 12, 4, 6]))
-    assert (refs.tolist(), begins.tolist(), ends.tolist()) == ([0, 0, 1], [0, 9, 0], [6, 12, 5])
-
-
-def test_clusters_are_those_of_a_plain_search() -> None:
+def test_survivors_are_those_of_a_plain_search() -> None:
     source = np.random.default_rng(1)
     a, b = (source.integers(0, 400, 300).astype(np.uint64) for _ in range(2))
     group = {int(x): {int(x)} for x in (*a, *b)}
@@ -273,16 +239,39 @@ def test_clusters_are_those_of_a_plain_search() -> None:
         for member in union:
             group[member] = union
     found = clusters(a, b)
+    n = len(found.refs)
     assert [int(found.refs[root]) for root in found.roots] == [min(group[int(ref)]) for ref in found.refs]
-    quality = source.integers(0, 3, len(found.refs)).astype(float)
+    quality = source.integers(0, 3, n).astype(float)
     quality[quality == 0] = np.nan
-    ids = np.array([f"{x:032x}" for x in source.permutation(len(found.refs))])
+    ids = np.array([f"{x:032x}" for x in source.permutation(n)])
     ranks = Ranks(found.refs < 20, quality, ids)
-    chosen = survivors(found, ranks)
-    for place, ref in enumerate(found.refs):
-        members = [int(np.searchsorted(found.refs, m)) for m in group[int(ref)]]
-        best = min(members, key=lambda m: (not ranks.stays[m], -np.nan_to_num(quality[m], nan=-1.0), ids[m]))
-        assert chosen[place] == (place if ranks.stays[place] else best)
+    order = sorted(range(n), key=lambda m: (not ranks.stays[m], -np.nan_to_num(quality[m], nan=-1.0), ids[m]))
+    assert ranks.order.tolist() == order
+    codes = source.choice(source.integers(0, 2**64, (3, 1), np.uint64), n)
+    equals = np.arange(n)
+    equals[found.refs % 7 == 0] = found.roots[found.refs % 7 == 0]
+    codes = codes[equals]
+    pairs = np.searchsorted(found.refs, a), np.searchsorted(found.refs, b)
+    chosen, alive = np.full(n, -1), list[int]()
+    for rank, i in enumerate(order):
+        same = [j for j in order[:rank] if equals[j] == equals[i]]
+        like = [j for j in alive if found.roots[j] == found.roots[i] and codes[j] == codes[i]]
+        chosen[i] = i if ranks.stays[i] else chosen[same[0]] if same else like[0] if like else i
+        if chosen[i] == i:
+            alive.append(i)
+    how = Sketched(codes, 32, 0.9)
+    assert survivors(found, equals, pairs, how, ranks.stays, ranks.order).tolist() == chosen.tolist()
+    few = survivors(found, equals, pairs, replace(how, most=1), ranks.stays, ranks.order)
+    assert len(alive) < (few == np.arange(n)).sum() < n
+    paired = {(equals[x], equals[y]) for x, y in zip(*pairs, strict=True)}
+    beyond = 0
+    for i in np.flatnonzero(few != np.arange(n)):  # what is not compared may still be a pair
+        j = few[i]
+        assert few[j] == j
+        is_paired = bool({(equals[i], equals[j]), (equals[j], equals[i])} & paired)
+        beyond += is_paired and codes[i] != codes[j]
+        assert codes[i] == codes[j] or is_paired
+    assert beyond > 0
 
 
 def test_large_groups_are_compared_with_the_first_and_the_one_before() -> None:

@@ -12,10 +12,14 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import corpus_works
 import pytest
 from corpus_works import content, misbehave
+from dedup_corpora import DOCUMENTS, make_corpus, real_texts
 
+from qianyi.corpus.dedup.stage import dedup
 from qianyi.corpus.engine import WorkerError, engine_of, worker_count
 from qianyi.corpus.parts import Options, run_parts
 from qianyi.errors import ConfigError, DataError, ResourceError
@@ -60,7 +64,7 @@ def test_a_worker_that_grows_is_stopped(tmp_path: Path) -> None:
         run_parts(tmp_path / "out", "s", {}, units(3, do="grow"), misbehave, [], limit)
 
 
-def test_ctrl_c_and_kill_lose_no_finished_unit(tmp_path: Path) -> None:
+def test_ctrl_c_and_kill_lose_no_finished_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, work = tmp_path / "out", [{"number": i, "seconds": 0.5} for i in range(8)]
     for sign, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
         before = finished_units(out)
@@ -73,6 +77,7 @@ def test_ctrl_c_and_kill_lose_no_finished_unit(tmp_path: Path) -> None:
         if sign == signal.SIGINT:
             assert "pieces are finished: the same command goes on" in message and "Traceback" not in message
         assert before < finished_units(out) < 8
+    monkeypatch.setattr(corpus_works, "time", SimpleNamespace(sleep=lambda _: None))  # here nothing has to be slow
     run_parts(out, "misbehave", {}, work, misbehave, [])  # waits for workers that the killed run left
     run_parts(tmp_path / "alone", "misbehave", {}, work, misbehave, [])
     assert content(out) == content(tmp_path / "alone")
@@ -91,14 +96,14 @@ def test_choice_of_workers_and_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def ray_cluster(directory: Path) -> Generator[dict[str, str]]:
-    """Three workers on this machine; the environment in which runs find them."""
+    """Two workers on this machine; the environment in which runs find them."""
     port = 20000 + os.getpid() % 10000
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(24),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
-    options = ["--head", "--block", f"--port={port}", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--temp-dir={directory}"]
+    options = ["--head", "--block", f"--port={port}", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--temp-dir={directory}"]
     log = directory.with_suffix(".log")
     with log.open("w") as output:
         head = subprocess.Popen(
@@ -121,12 +126,16 @@ def ray_cluster(directory: Path) -> Generator[dict[str, str]]:
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'qianyi[ray]'")
 def test_ray_makes_the_same_bytes(tmp_path: Path) -> None:
+    texts = [*real_texts()[:6], *(text.lower() for text in real_texts()[3:6]), *(text + " x" for text in real_texts()[:2])]
+    corpus = make_corpus(tmp_path / "in", texts, 6)
     with ray_cluster(Path("/tmp") / f"qianyi-ray-{os.getpid()}") as environment:  # its sockets need a short path
-        run = started(tmp_path / "ray", 3, units(9), **environment)
-        message = run.communicate()[1]
-        assert run.returncode == 0, message
-        refused = started(tmp_path / "refused", 3, units(4, do="refuse"), **environment)
-        assert refused.communicate()[1].endswith("x.jsonl:3: broken JSON\n")
+        arguments = [sys.executable, str(WORKS.with_name("corpus_ray.py")), str(tmp_path)]
+        run = subprocess.run(arguments, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "x.jsonl:3: broken JSON\n"
     assert json.loads((tmp_path / "ray" / "run.json").read_text())["engine"] == "ray"
     run_parts(tmp_path / "alone", "misbehave", {}, units(9), misbehave, [])
     assert content(tmp_path / "ray") == content(tmp_path / "alone")
+    (tmp_path / "dedup").rename(tmp_path / "dedup-ray")  # plans name the directory that is made
+    assert dedup([corpus], tmp_path / "dedup", DOCUMENTS)["reasons"] == {"exact_duplicate": 3, "near_duplicate": 2}
+    assert content(tmp_path / "dedup-ray") == content(tmp_path / "dedup")

@@ -111,13 +111,13 @@ def test_files_of_inputs_are_known_by_content(tmp_path: Path) -> None:
 
 def test_any_number_of_workers_makes_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
     clean(corpus, tmp_path / "1")
-    for workers in (2, 3):
-        clean(corpus, tmp_path / str(workers), options=Options(workers=workers))
-        assert content(tmp_path / str(workers)) == content(tmp_path / "1")
+    clean(corpus, tmp_path / "3", options=Options(workers=3))
+    assert content(tmp_path / "3") == content(tmp_path / "1")
 
 
 def test_killed_at_any_change_of_the_disk(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, TESTS / "kill_corpus.py", tmp_path, "3"], capture_output=True, text=True, check=False)
+    arguments = [sys.executable, TESTS / "kill_corpus.py", "clean", tmp_path, "7"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 60
 
@@ -145,20 +145,24 @@ def parts_of_all(unit: parts.Json, settings: parts.Json, w: parts.Writer) -> Non
 def test_a_corpus_larger_than_memory(tmp_path: Path) -> None:
     """270 MB of text (real text, 40 times over) through a process that may hold 220 MB more than its libraries do."""
     run_parts(tmp_path / "in", "collect", {}, [{"path": path} for path in CORPORA * 4], ten_times, [])
+    documents = [text for path in CORPORA for text in joined(path)]
     assert corpus_manifest(tmp_path / "in")["bytes"] > 260e6
-    arguments = [TESTS / "corpus_memory.py", tmp_path / "in", tmp_path / "out", str(220_000_000)]
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "does not fit\n"
-    assert corpus_manifest(tmp_path / "out")["documents"] == 40 * sum(
-        len(t.encode()) >= 700 for path in CORPORA for t in texts(path)
-    )
+    for stage, documents_left in (("clean", 40 * sum(len(t.encode()) >= 20_000 for t in documents)), ("dedup", len(documents))):
+        arguments = [TESTS / "corpus_memory.py", stage, tmp_path / "in", tmp_path / stage, str(220_000_000)]
+        env = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}  # others reserve more than they use
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "does not fit\n"
+        assert corpus_manifest(tmp_path / stage)["documents"] == documents_left
+
+
+def joined(path: str) -> list[str]:
+    return ["\n".join(texts(path)[i : i + 8]) for i in range(0, len(texts(path)), 8)]
 
 
 def ten_times(unit: parts.Json, settings: parts.Json, w: parts.Writer) -> None:
-    all_texts = texts(unit["path"])
     for time in range(10):
-        w.keep(document_batch(unit["path"], [f"{time}/{i}" for i in range(len(all_texts))], all_texts))
+        w.keep(document_batch(unit["path"], [f"{time}/{i}" for i in range(len(joined(unit["path"])))], joined(unit["path"])))
 
 
 def test_rules_that_match_nothing_or_everything(corpus: Path, tmp_path: Path) -> None:

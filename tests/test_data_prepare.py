@@ -205,7 +205,7 @@ def test_killed_at_any_write_it_finishes_the_next_time(tmp_path: Path) -> None:
     jsonl(tmp_path / "x.jsonl", corpus(100, 14))
     script = Path(__file__).with_name("kill_everywhere.py")
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run([sys.executable, script, tmp_path, "3"], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 30
 

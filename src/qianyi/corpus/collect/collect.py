@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from qianyi.corpus.collect.archive import read_archive
@@ -16,12 +17,13 @@ from qianyi.corpus.collect.records import read_jsonl, read_parquet
 from qianyi.corpus.collect.remote import HubDataset, read_rows
 from qianyi.corpus.collect.source import SourceSettings, sources_of
 from qianyi.corpus.collect.streams import open_input, refusing
-from qianyi.corpus.document import document_batch
+from qianyi.corpus.document import document_batch, document_id
 from qianyi.corpus.parts import Options, Writer, run_parts
 from qianyi.data.stage import Json
 from qianyi.errors import DataError
 
 _BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2_000_000, 2048
+_OTHER_NAMES = "documents_with_a_source_of_their_own_in_"
 
 
 class CollectSettings(BaseModel):
@@ -53,7 +55,8 @@ def collect(settings: CollectSettings, out: Path, options: Options | None = None
         described["remote"] = plan.identities
     manifest = run_parts(out, "collect", described, plan.units, collect_unit, plan.inputs, options)
     for source in sources:
-        if source.name not in manifest["sources"] and source.name not in options.allow:
+        gave = source.name in manifest["sources"] or _OTHER_NAMES + source.name in manifest["counts"]
+        if not gave and source.name not in options.allow:
             raise DataError(
                 f"{source.path}: nothing came out of it, nor was anything dropped: see its `files` and `skip`; if it may be empty, "
                 f"run again with --allow {source.name}"
@@ -131,7 +134,24 @@ def _keep(unit: Json, found: list[Found], writer: Writer) -> None:
             research_only=unit["research_only"],
             meta=[document.meta for document in found],
         )
-        writer.keep(batch)
+        says = any(document.source or document.licence or document.research_only for document in found)
+        if says:
+            writer.count(_OTHER_NAMES + unit["source"], sum(document.source is not None for document in found))
+        writer.keep(_as_they_say(batch, unit, found) if says else batch)
+
+
+def _as_they_say(batch: pa.RecordBatch, unit: Json, found: list[Found]) -> pa.RecordBatch:
+    """With the sources, licences and flags that records name; for research alone is what either of the two says is."""
+    sources = [document.source or unit["source"] for document in found]
+    columns = {
+        "id": [document_id(source, document.origin) for source, document in zip(sources, found, strict=True)],
+        "source": sources,
+        "licence": [document.licence or unit["licence"] for document in found],
+        "research_only": [bool(unit["research_only"] or document.research_only) for document in found],
+    }
+    for name, values in columns.items():
+        batch = batch.set_column(batch.schema.get_field_index(name), name, pa.array(values))
+    return batch
 
 
 def _drop(unit: Json, refused: Refused, writer: Writer) -> None:

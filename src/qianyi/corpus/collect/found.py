@@ -16,6 +16,12 @@ class Found:
     origin: str
     text: str
     meta: Json = field(default_factory=dict)
+    source: str | None = None
+    """What the record itself says; else the source that is read has it."""
+    licence: str | None = None
+    """Likewise."""
+    research_only: bool | None = None
+    """Likewise; a record may forbid what its source allows, not the other way round."""
 
 
 @dataclass(frozen=True)

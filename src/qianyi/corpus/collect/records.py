@@ -15,6 +15,9 @@ from qianyi.corpus.collect.found import HEAD_CHARACTERS, Found, Reading, Refusal
 from qianyi.corpus.collect.streams import bounded_lines, read_all
 from qianyi.data.stage import Json
 
+OWN_KEYS = ("source", "licence", "license", "research_only")
+"""Fields and columns by which a record says what its document is of; they stand above what the source is said to be."""
+_NAME_CHARACTERS = 100
 _ROWS = 128
 """Of a table in memory at a time."""
 
@@ -59,7 +62,8 @@ def _json(text: str) -> Any:
 
 
 def document_of(record: Any, origin: str, reading: Reading) -> Result:
-    """The document of one record: its text under `reading.text_key`, its metadata under `reading.meta_keys`."""
+    """The document of one record: its text under `reading.text_key`, its metadata under `reading.meta_keys`, and what it says of itself
+    under `OWN_KEYS`."""
     if isinstance(record, str):
         record = {reading.text_key: record}
     if not isinstance(record, dict):
@@ -79,7 +83,23 @@ def document_of(record: Any, origin: str, reading: Reading) -> Result:
         text.encode()
     except UnicodeEncodeError as error:
         return Refused(origin, "encoding", f"`{reading.text_key}` holds half of a surrogate pair at character {error.start}")
-    return Found(origin, text, reading.meta_of(origin) | _meta(record, reading))
+    return Found(origin, text, reading.meta_of(origin) | _meta(record, reading), *_own(record, reading))
+
+
+def _own(record: Json, reading: Reading) -> tuple[str | None, str | None, bool | None]:
+    """Source, licence and whether it is for research alone, where the record says so in a way that can be used."""
+    said = {key: record.get(key) for key in OWN_KEYS if key != reading.text_key}
+    source, licence, american, research = (said.get(key) for key in OWN_KEYS)
+    if isinstance(research, str):  # of tables that know text alone
+        research = {"true": True, "false": False}.get(research.lower())
+    return _named(source), _named(licence) or _named(american), research if isinstance(research, bool) else None
+
+
+def _named(value: Any) -> str | None:
+    """A short text: a name, not prose that stands under the same key."""
+    return (
+        value.strip() if isinstance(value, str) and 0 < len(value.strip()) <= _NAME_CHARACTERS and value.isprintable() else None
+    )
 
 
 def _meta(record: Json, reading: Reading) -> Json:
@@ -172,7 +192,8 @@ def read_parquet(
             raise Refusal(
                 "no_text", f"no column `{reading.text_key}`; there are {', '.join(names)}: name the one with the text as text_key"
             )
-        columns = [reading.text_key, *(key for key in reading.meta_keys if key in names and key != reading.text_key)]
+        others = dict.fromkeys((*reading.meta_keys, *OWN_KEYS))
+        columns = [reading.text_key, *(key for key in others if key in names and key != reading.text_key)]
         groups = list(range(*row_groups)) if row_groups else None
         row = first_row
         for batch in table.iter_batches(_ROWS, row_groups=groups, columns=columns):

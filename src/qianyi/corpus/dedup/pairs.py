@@ -44,7 +44,10 @@ def equal_pairs(exact: pa.Table) -> pa.Table:
 
 
 def similar_pairs(banded: pa.Table, n_hashes: int, similarity: float) -> tuple[pa.Table, int]:
-    """As `equal_pairs`, of texts that share a band and whose estimated similarity is high enough; and how many candidates there were."""
+    """As `equal_pairs`, of texts that share a band and are estimated to be similar enough; and how many candidates there were.
+
+    The similarity is the estimate as float32.
+    """
     refs = banded["ref"].to_numpy()
     rows, bounds = groups(banded["key"].to_numpy(), refs)
     a, b = np.empty(_count_pairs(bounds), np.int64), np.empty(_count_pairs(bounds), np.int64)
@@ -55,6 +58,13 @@ def similar_pairs(banded: pa.Table, n_hashes: int, similarity: float) -> tuple[p
     packed_similarity(codes_of(banded), a, b, n_hashes, estimated)
     enough = estimated >= similarity
     return _pairs(refs[a[enough]], refs[b[enough]], estimated[enough]), len(a)
+
+
+def codes_of_pairs(banded: pa.Table, found: pa.Table) -> pa.Table:
+    """`ref`, `code` of the texts of pairs that were found in a bucket, by ref."""
+    wanted = np.unique(np.concatenate([found["a"].to_numpy(), found["b"].to_numpy()]))
+    distinct, rows = np.unique(banded["ref"].to_numpy(), return_index=True)
+    return banded.select(["ref", "code"]).take(pa.array(rows[np.searchsorted(distinct, wanted)]))
 
 
 def first_of_each(a: Refs, b: Refs) -> Places:

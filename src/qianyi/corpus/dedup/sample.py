@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from numba import njit
 from numpy.typing import NDArray
 
-from qianyi.corpus.dedup.clusters import Clusters
 from qianyi.corpus.dedup.keys import Refs, Sketches, Spans
 from qianyi.corpus.dedup.settings import Sketching
 from qianyi.corpus.kernels.minhash import candidate_probability
@@ -82,26 +81,24 @@ def exact_pairs(sets: Hashes, bounds: Places) -> Pairs:
     return Pairs(a, b, jaccard)
 
 
-def report_table(sample: pa.Table, found: Clusters, pairs: pa.Table, how: Sketching, probability: float) -> pa.Table:
-    """One row with what `quality` says, as `json`, of clusters and of the pairs (`a`, `b`) that made them."""
-    roots = dict(zip(found.refs.tolist(), found.roots.tolist(), strict=True))
-    linked = set(zip(pairs["a"].to_pylist(), pairs["b"].to_pylist(), strict=True))
-    return pa.table({"json": [json.dumps(quality(sample, roots, linked, how, probability))]})
+def report_table(sample: pa.Table, refs: Refs, chosen: Places, how: Sketching, probability: float) -> pa.Table:
+    """One row with what `quality` says, as `json`, of survivors: `chosen` is the place of the survivor of each of `refs`."""
+    survivor = dict(zip(refs.tolist(), refs[chosen].tolist(), strict=True))
+    return pa.table({"json": [json.dumps(quality(sample, survivor, how, probability))]})
 
 
-def quality(sample: pa.Table, roots: dict[int, int], linked: set[tuple[int, int]], how: Sketching, probability: float) -> Any:
+def quality(sample: pa.Table, survivor: dict[int, int], how: Sketching, probability: float) -> Any:
     """Recall and precision at a similarity of 0.8, and how often pairs were candidates, beside theory.
 
     Args:
         sample: rows of `sample_table`, by ref.
-        roots: cluster of each ref that has one.
-        linked: pairs of refs (the smaller first) that were found to be duplicates.
+        survivor: who stays in the place of each document; those that are missing stay.
         how: of the sample.
         probability: of being in the sample.
 
     Returns:
-        JSON: `recall`, of true pairs in one cluster; `precision`, of found pairs that are true; `s_curve`, by exact similarity.
-        A number is null where there is no pair to measure it on.
+        JSON: `recall`, of true pairs of which one goes at least; `precision`, of documents that went those that are truly like the one that
+        stays in their place; `s_curve`, by exact similarity. A number is null where there is no pair to measure it on.
     """
     refs = sample["ref"].to_numpy()
     shingle = sample["shingles"].combine_chunks()
@@ -110,18 +107,17 @@ def quality(sample: pa.Table, roots: dict[int, int], linked: set[tuple[int, int]
     weights = 1 / (probability * (found.jaccard + probability * (1 - found.jaccard)))
     candidate = (bands[found.a] == bands[found.b]).any(axis=1)
     ids = [(int(refs[a]), int(refs[b])) for a, b in zip(found.a, found.b, strict=True)]
-    together = np.array([a in roots and roots[a] == roots.get(b) for a, b in ids], np.bool_)
-    one_pair = np.array([(min(pair), max(pair)) in linked for pair in ids], np.bool_)
+    one_goes = np.array([survivor.get(a, a) != a or survivor.get(b, b) != b for a, b in ids], np.bool_)
+    removed = np.array([survivor.get(a) == b or survivor.get(b) == a for a, b in ids], np.bool_)
     true = found.jaccard >= TRUE_SIMILARITY
     return {
         "documents": len(refs),
         "probability": probability,
         "similarity": TRUE_SIMILARITY,
         "true_pairs": int(true.sum()),
-        "found_pairs": int(one_pair.sum()),
-        "recall": _share(together, weights, true),
-        "precision": _share(true, weights, one_pair),
-        "precision_of_clusters": _share(true, weights, together),
+        "found_pairs": int(removed.sum()),
+        "recall": _share(one_goes, weights, true),
+        "precision": _share(true, weights, removed),
         "s_curve": _s_curve(found.jaccard, candidate, weights, how),
     }
 

@@ -40,7 +40,7 @@ class DedupSettings(Part):
     """Estimated Jaccard similarity from which a candidate is a duplicate. The estimate errs by about 0.045, so this finds pairs of 0.8."""
     sketching: Sketching = Sketching()
     quality: str = "stat_quality"
-    """Column whose largest value survives of a cluster; where there is none, or of equals, the smallest id."""
+    """Column whose largest value survives first; where there is none, or of equals, the smallest id."""
     paragraphs: Literal["off", "exact", "near"] = "exact"
     """Cut paragraphs (lines) that stood before, in the same document or another: equal ones, or also similar ones."""
     paragraph_tokens: Positive = 20
@@ -52,7 +52,7 @@ class DedupSettings(Part):
     substring_bytes: Annotated[int, Field(ge=0)] = 200
     """Cut what stood before for at least so many bytes of UTF-8; 0: do not. 200 is near the 50 tokens of Lee et al. (2022)."""
     sample_documents: Count = 2000
-    """Documents on which recall and precision are measured by exact Jaccard similarity, about; 0: none."""
+    """Documents on which recall and precision are measured by exact Jaccard similarity, about, and 8 MB of text at most; 0: none."""
 
     @model_validator(mode="after")
     def _check(self) -> "DedupSettings":

@@ -23,6 +23,7 @@ from qianyi.corpus.parts import Json, Options, Work, part_units, run_parts
 from qianyi.errors import DataError
 
 _BAND_BYTES, _EXACT_BYTES, _WINDOW_BYTES = 48, 24, 20
+_SAMPLE_BYTES = 8_000_000  # of text whose pairs are all compared: the sets of its shingles take 30 times that
 _LINE_BYTES = 200  # of text for each paragraph that is long enough, at least
 
 
@@ -65,8 +66,8 @@ def dedup(
 ) -> Json:
     """Make `out` of the documents of `inputs` without what is there twice.
 
-    Of a cluster of duplicates the document of highest quality survives, of equals the one with the smallest id; of paragraphs and
-    substrings the first in the order of inputs.
+    A document goes if it is a duplicate of one that stays: the order is by quality, the highest first, then by id, the smallest first; of
+    paragraphs and substrings it is the order of inputs.
 
     Args:
         inputs: finished corpus directories, in order.
@@ -127,7 +128,7 @@ def _documents(run: _Run) -> _Run:
     rows = sum(unit["rows"] for unit in run.units)
     per_row = _EXACT_BYTES + _BAND_BYTES * chosen.sketching.bands * chosen.near
     n_buckets = buckets_for(rows, per_row)
-    sampled = min(1.0, chosen.sample_documents / max(1, rows)) if chosen.near else 0.0
+    sampled = min(1.0, chosen.sample_documents / max(1, rows), _SAMPLE_BYTES / max(1, run.bytes)) if chosen.near else 0.0
     sketching = chosen.sketching.model_dump()
     settings = {"near": chosen.near, "sketching": sketching, "quality": chosen.quality, "sampled": sampled, "buckets": n_buckets}
     keys = run.stage("document_keys", settings, list(run.units), steps.document_keys, run.inputs)
@@ -142,7 +143,7 @@ def _documents(run: _Run) -> _Run:
     compared = [path for source in found for path in source.inputs]
     pairs = run.stage("document_pairs", settings, _bucket_units(found, n_buckets), steps.pairs, compared)
     unit = {"pairs": str(pairs), **_numbered(found)}
-    settings = {"sketching": sketching, "sampled": sampled}
+    settings = {"sketching": sketching, "similarity": chosen.similarity, "sampled": sampled}
     run.stage("document_clusters", settings, [unit], steps.document_clusters, [pairs, *(s.keys for s in found)])
     return run.decided("document_clusters")
 
@@ -162,7 +163,8 @@ def _lines(run: _Run) -> _Run:
         "buckets": n_buckets,
     }
     pairs = run.stage("line_pairs", settings, _bucket_units(found, n_buckets), steps.pairs, [s.keys for s in found])
-    run.stage("line_clusters", {}, [{"pairs": str(pairs), **_numbered(found)}], steps.line_clusters, [pairs])
+    settings = {"sketching": sketching, "similarity": chosen.paragraph_similarity}
+    run.stage("line_clusters", settings, [{"pairs": str(pairs), **_numbered(found)}], steps.line_clusters, [pairs])
     return run.decided("line_clusters")
 
 

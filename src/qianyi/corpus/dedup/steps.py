@@ -1,24 +1,25 @@
 """What the stages of deduplication do with one unit. Text is read in `documents`, `lines` and `windows` and nowhere else."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from qianyi.corpus.buckets import bucket_of
 from qianyi.corpus.dedup import sample
-from qianyi.corpus.dedup.clusters import Clusters, Ranks, clusters, survivors
+from qianyi.corpus.dedup.clusters import Clusters, Ranks, Sketched, clusters, sizes, survivors
 from qianyi.corpus.dedup.edits import edits_of, surviving
-from qianyi.corpus.dedup.keys import Refs, band_table, exact_table, sketch, spans_of, window_table
-from qianyi.corpus.dedup.pairs import equal_pairs, similar_pairs
+from qianyi.corpus.dedup.keys import Refs, band_table, codes_of, exact_table, sketch, spans_of, window_table
+from qianyi.corpus.dedup.pairs import codes_of_pairs, equal_pairs, similar_pairs
 from qianyi.corpus.dedup.settings import Sketching
 from qianyi.corpus.dedup.shuffle import Source, gather_all, refs, sources_of
 from qianyi.corpus.dedup.spans import paragraphs, repeats
 from qianyi.corpus.document import side_files
-from qianyi.corpus.kernels.ngrams import Places
+from qianyi.corpus.kernels.minhash import packed_similarity
+from qianyi.corpus.kernels.ngrams import Hashes, Places
 from qianyi.corpus.parts import Json, Writer, read_batches
 
 PAIRS = pa.schema([("a", pa.uint64()), ("b", pa.uint64()), ("similarity", pa.float32())])
@@ -88,7 +89,9 @@ def pairs(unit: Json, settings: Json, writer: Writer) -> None:
         how = Sketching.model_validate(settings["sketching"])
         banded = gather_all(found, "bands", bucket, of)
         similar, candidates = similar_pairs(banded, how.hashes, settings["similarity"])
-        writer.attach("similar", _new(similar, unit["base"]))
+        similar = _new(similar, unit["base"])
+        writer.attach("similar", similar)
+        writer.attach("codes", codes_of_pairs(banded, similar))
         writer.count("candidates", candidates)
 
 
@@ -103,40 +106,78 @@ def window_repeats(unit: Json, settings: Json, writer: Writer) -> None:
 
 def document_clusters(unit: Json, settings: Json, writer: Writer) -> None:
     """Attach who is removed: `ref` in this corpus, `reason`, `detail`; and what the sample says."""
-    directory, found = Path(unit["pairs"]), sources_of(unit)
-    equal, similar = _read_pairs(directory, "equal"), _read_pairs(directory, "similar")
-    linked = clusters(*(np.concatenate([equal[name].to_numpy(), similar[name].to_numpy()]) for name in ("a", "b")))
-    ranks = _ranks(linked.refs, found, unit["base"])
-    chosen = survivors(linked, ranks)
-    removed = np.flatnonzero((chosen != np.arange(len(chosen))) & ~ranks.stays)
-    same = _survivor_of_equals(clusters(equal["a"].to_numpy(), equal["b"].to_numpy()), linked.refs, chosen)[removed]
-    is_equal, named = same >= 0, np.where(same >= 0, same, chosen[removed])
-    near = _similarity(similar, linked.refs[removed], linked.refs[named])
-    ids = ranks.ids[named]
+    found, how = sources_of(unit), Sketching.model_validate(settings["sketching"])
+    decided = _decide(Path(unit["pairs"]), how, settings["similarity"], lambda at: _ranks(at, found, unit["base"]))
+    at, chosen = decided.refs, decided.chosen
+    removed = np.flatnonzero(chosen != np.arange(len(chosen)))
+    named = chosen[removed]
+    is_equal = decided.equals[named] == decided.equals[removed]
+    near = np.empty(len(removed), np.float32)
+    packed_similarity(decided.sketched.codes, named, removed, how.hashes, near)
     details = [
-        f"of {name}" if same or value < 0 else f"{value:.2f} like {name}"
-        for name, same, value in zip(ids, is_equal, near, strict=True)
+        f"of {name}" if same else f"{value:.2f} like {name}"
+        for name, same, value in zip(decided.ranks.ids[named], is_equal, near, strict=True)
     ]
     reasons = np.where(is_equal, "exact_duplicate", "near_duplicate")
-    own = linked.refs[removed] - refs(unit["base"], 0)
+    own = at[removed] - refs(unit["base"], 0)
     writer.attach(
         "removed", pa.table({"ref": own, "reason": pa.array(reasons, pa.string()), "detail": pa.array(details, pa.string())})
     )
-    _count_sizes(writer, linked)
+    _count_sizes(writer, chosen)
     if settings["sampled"]:
-        how, both = Sketching.model_validate(settings["sketching"]), pa.concat_tables([equal, similar])
-        writer.attach("quality", sample.report_table(_sampled(found[-1]), linked, both, how, settings["sampled"]))
+        writer.attach("quality", sample.report_table(_sampled(found[-1]), at, chosen, how, settings["sampled"]))
 
 
 def line_clusters(unit: Json, settings: Json, writer: Writer) -> None:
-    """Attach the lines that are removed: all of a cluster but the first."""
-    directory = Path(unit["pairs"])
-    tables = [_read_pairs(directory, name) for name in ("equal", "similar")]
-    linked = clusters(*(np.concatenate([table[name].to_numpy() for table in tables]) for name in ("a", "b")))
-    own = refs(unit["base"], 0)
-    removed = linked.refs[(linked.roots != np.arange(len(linked.roots))) & (linked.refs >= own)]
+    """Attach the lines that are removed: all that are like an earlier one that stays."""
+    own, how = refs(unit["base"], 0), Sketching.model_validate(settings["sketching"])
+    decided = _decide(Path(unit["pairs"]), how, settings["similarity"], lambda at: _first_wins(at, unit["base"]))
+    removed = decided.refs[decided.chosen != np.arange(len(decided.refs))]
     writer.attach("removed", pa.table({"ref": removed - own}))
-    _count_sizes(writer, linked)
+    _count_sizes(writer, decided.chosen)
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """Who survives of all texts that are in a pair."""
+
+    refs: Refs
+    ranks: Ranks
+    sketched: Sketched
+    equals: Places
+    """[refs]: the same place for equal texts."""
+    chosen: Places
+    """[refs]: as of `survivors`."""
+
+
+def _decide(directory: Path, how: Sketching, least: float, ranked: Callable[[Refs], Ranks]) -> _Decided:
+    equal, similar = ((t["a"].to_numpy(), t["b"].to_numpy()) for t in (_read_pairs(directory, n) for n in ("equal", "similar")))
+    linked = clusters(np.concatenate([equal[0], similar[0]]), np.concatenate([equal[1], similar[1]]))
+    at, ranks = linked.refs, ranked(linked.refs)
+    equals = _equals(clusters(*equal), at)
+    sketched = Sketched(_read_codes(directory, at, equals, how), how.hashes, least)
+    pairs = np.searchsorted(at, similar[0]), np.searchsorted(at, similar[1])
+    return _Decided(at, ranks, sketched, equals, survivors(linked, equals, pairs, sketched, ranks.stays, ranks.order))
+
+
+def _equals(equals: Clusters, at: Refs) -> Places:
+    """[refs]: a place that is the same for equal texts, its own where there is none."""
+    places, out = np.searchsorted(at, equals.refs), np.arange(len(at))
+    out[places] = places[equals.roots]
+    return out
+
+
+def _read_codes(directory: Path, at: Refs, equals: Places, how: Sketching) -> Hashes:
+    """[refs, words]; 0 where a text and all that equal it are in no similar pair."""
+    codes = np.zeros((len(at), how.words), np.uint64)
+    for path in side_files(directory, "codes"):
+        table = pq.read_table(path)
+        codes[equals[np.searchsorted(at, table["ref"].to_numpy())]] = codes_of(table)
+    return codes[equals]
+
+
+def _first_wins(at: Refs, base: int) -> Ranks:
+    return Ranks(at >> np.uint64(32) < base, np.zeros(len(at)), np.zeros(len(at), "U1"))
 
 
 def _scatter(writer: Writer, name: str, tables: list[pa.Table], n_buckets: int) -> None:
@@ -171,38 +212,8 @@ def _ranks(at: Refs, found: Iterable[Source], base: int) -> Ranks:
     return Ranks(parts < base, quality, ids)
 
 
-def _survivor_of_equals(equals: Clusters, at: Refs, chosen: Places) -> Places:
-    """[refs]: place of a document that survives and is equal to each; -1 where there is none."""
-    roots = _roots(equals, at)
-    survivor = np.full(len(equals.refs) + 1, -1)  # the last is for those that have no equal
-    alive = np.flatnonzero((chosen == np.arange(len(at))) & (roots >= 0))[::-1]
-    survivor[roots[alive]] = alive
-    return survivor[roots]
-
-
-def _roots(found: Clusters, at: Refs) -> Places:
-    if len(found.refs) == 0:
-        return np.full(len(at), -1)
-    place = np.minimum(np.searchsorted(found.refs, at), len(found.refs) - 1)
-    return np.where(found.refs[place] == at, found.roots[place], -1)
-
-
-def _similarity(similar: pa.Table, a: Refs, b: Refs) -> NDArray[np.float32]:
-    """Of pairs, in either order; -1 for those that were not compared."""
-    low, high = similar["a"].to_numpy(), similar["b"].to_numpy()
-    known, both = np.unique(np.concatenate([low, high])), (np.minimum(a, b), np.maximum(a, b))
-    if len(known) == 0:
-        return np.full(len(a), -1, np.float32)
-    code = np.searchsorted(known, low).astype(np.int64) * len(known) + np.searchsorted(known, high)
-    order = np.argsort(code)
-    place = [np.minimum(np.searchsorted(known, x), len(known) - 1) for x in both]
-    wanted = np.where((known[place[0]] == both[0]) & (known[place[1]] == both[1]), place[0] * len(known) + place[1], -1)
-    at = np.minimum(np.searchsorted(code[order], wanted), len(code) - 1)
-    return np.where(code[order][at] == wanted, similar["similarity"].to_numpy()[order][at], np.float32(-1))
-
-
-def _count_sizes(writer: Writer, found: Clusters) -> None:
-    for size, number in found.sizes().items():
+def _count_sizes(writer: Writer, chosen: Places) -> None:
+    for size, number in sizes(chosen).items():
         writer.count(f"clusters_of_{size:06d}", number)
 
 

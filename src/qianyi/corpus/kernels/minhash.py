@@ -125,13 +125,19 @@ def packed_similarity(codes: Hashes, a: Places, b: Places, n_hashes: int, out: N
         n_hashes: that were packed.
         out: filled.
     """
-    pairs_of_bits = np.uint64(0x5555555555555555)
     for i in range(len(a)):
-        differing = 0
-        for word in range(codes.shape[1]):
-            x = codes[a[i], word] ^ codes[b[i], word]
-            x = (x | x >> np.uint64(1)) & pairs_of_bits
-            while x:
-                x &= x - np.uint64(1)
-                differing += 1
-        out[i] = 1 - 4 / 3 * differing / n_hashes
+        out[i] = code_similarity(codes, a[i], b[i], n_hashes)
+
+
+@njit(cache=True, nogil=True)
+def code_similarity(codes: Hashes, a: int, b: int, n_hashes: int) -> np.float32:
+    """As `packed_similarity`, of two rows."""
+    pairs_of_bits = np.uint64(0x5555555555555555)
+    differing = 0
+    for word in range(codes.shape[1]):
+        x = codes[a, word] ^ codes[b, word]
+        x = (x | x >> np.uint64(1)) & pairs_of_bits
+        while x:
+            x &= x - np.uint64(1)
+            differing += 1
+    return np.float32(1 - 4 / 3 * differing / n_hashes)
