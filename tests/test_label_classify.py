@@ -42,8 +42,8 @@ from qianyi.model.transformer import model_params
 from qianyi.parallel.mesh import make_mesh
 
 SMALL = {
-    "transformer": replace(TRANSFORMER, width=32, layers=1, longest=64, epochs=5, symbols=1024, rate=5e-3, members=2),
-    "charcnn": replace(CHARCNN, width=16, longest=123, epochs=8, symbols=16 * 123, rate=3e-3, members=1),
+    "transformer": replace(TRANSFORMER, width=32, layers=1, longest=64, epochs=5, symbols=1024, rate=5e-3),
+    "charcnn": replace(CHARCNN, width=16, longest=123, epochs=8, symbols=16 * 123, rate=3e-3),
 }
 
 

@@ -54,8 +54,6 @@ class Shape:
     """Share of symbols that a training text loses, anew each time it is read: they become unknown."""
     smoothing: float = 0.05
     """Of labels."""
-    members: int = 1
-    """Networks that begin with other numbers, and whose answers are averaged."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -66,8 +64,8 @@ class Shape:
 
 
 TRANSFORMER = Shape("transformer")
-CHARCNN = Shape("charcnn", longest=501, limit=6_000, epochs=4, symbols=32 * 501, dropout=0.5, forget=0.05, members=1)
-PRETRAINED = Shape("transformer", longest=128, epochs=2, rate=1e-4, symbols=1024, dropout=0.1, forget=0.0, members=1)
+CHARCNN = Shape("charcnn", longest=231, limit=6_000, epochs=12, rate=1e-3, symbols=32 * 231, dropout=0.5)
+PRETRAINED = Shape("transformer", longest=128, epochs=2, rate=1e-4, symbols=1024, dropout=0.1, forget=0.0)
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,6 @@ class Network:
     weights: tuple[float, float]
     """Of the network's log-probabilities and of the linear classifier's."""
     params: Tree
-    """Of all members: each array begins with an axis of members."""
 
     def log_probabilities(self, texts: pa.Array) -> Floats:
         """[texts, labels]."""
@@ -151,15 +148,14 @@ def train_network(
     order = np.random.default_rng(seed).permutation(len(targets))
     held, learned = np.split(order, [max(int(len(order) * HELD_SHARE), 1)])
     some, others = texts.take(pa.array(learned)), texts.take(pa.array(held))
-    begin = _begin(some, shape, len(labels), seed) if start is None else _begin_from(start, shape, len(labels), seed)
+    begin = _begin(some, shape, len(labels), seed) if start is None else _begin_from(start, len(labels), seed)
     reader, model, begun = begin
-    done = _fit(begun, Lessons(reader.read(some), targets[learned], len(labels)), shape, model, reader.unknown, seed, progress)
-    together: Tree = jax.tree.map(lambda *a: np.stack(a), *done)
-    own = _predict(together, reader.read(others), len(labels), shape, model)
+    params = _fit(begun, Lessons(reader.read(some), targets[learned], len(labels)), shape, model, reader.unknown, seed, progress)
+    own = _predict(params, reader.read(others), len(labels), shape, model)
     wide = train_tfidf(some, targets[learned], labels).log_probabilities(others)
     weights = best_weights(own, wide, targets[held])
     progress(f"weights: {weights[0]} of the network, {weights[1]} of n-grams")
-    return Network(labels, shape, reader, model, train_tfidf(texts, targets, labels), weights, together)
+    return Network(labels, shape, reader, model, train_tfidf(texts, targets, labels), weights, params)
 
 
 def best_weights(own: Floats, wide: Floats, targets: Labels) -> tuple[float, float]:
@@ -176,27 +172,25 @@ def combined(own: Floats, wide: Floats, weights: tuple[float, float]) -> Floats:
     return log_softmax(weights[0] * own + weights[1] * wide)
 
 
-def _begin(texts: pa.Array, shape: Shape, n_labels: int, seed: int) -> tuple[Words, ModelConfig | None, list[Tree]]:
-    """How texts are read, a Transformer's sizes, and the parameters of each member: of a Transformer with vectors of its words."""
+def _begin(texts: pa.Array, shape: Shape, n_labels: int, seed: int) -> tuple[Words, ModelConfig | None, Tree]:
+    """How texts are read, a Transformer's sizes, and the parameters, which begin with vectors of words or characters."""
     symbols = symbols_of(texts, shape.kind == "charcnn")
     vocabulary = count_units(symbols.hashes, 2, shape.limit)
     if not len(vocabulary):
         raise DataError(f"nothing to learn from: no word occurs twice in {len(texts):,} texts")
     reader = Words(vocabulary, shape.kind == "charcnn")
     model = None if reader.characters else encoder_model(reader.n_ids, shape.width, shape.layers, shape.longest)
-    begun = [init(declared(shape, model, reader.n_ids, n_labels), jax.random.key(seed + i)) for i in range(shape.members)]
-    if model is not None:
-        table = vectors_of_rows(symbols, vocabulary, shape.width, seed=seed)
-        known = 0.5 * table / max(float(table.std()), 1e-6) / np.sqrt(shape.width)
-        for params in begun:
-            params["encoder"]["embedding"]["tokens"] = params["encoder"]["embedding"]["tokens"].at[FIRST:].set(known)
-    return reader, model, begun
+    params: Tree = init(declared(shape, model, reader.n_ids, n_labels), jax.random.key(seed))
+    holder, name = (params, "characters") if model is None else (params["encoder"]["embedding"], "tokens")
+    vectors = vectors_of_rows(symbols, vocabulary, holder[name].shape[1], seed=seed)
+    known = 0.5 * vectors / max(float(vectors.std()), 1e-6) / np.sqrt(vectors.shape[1])
+    holder[name] = holder[name].at[FIRST:].set(known)
+    return reader, model, params
 
 
-def _begin_from(start: Start, shape: Shape, n_labels: int, seed: int) -> tuple[Tokens, ModelConfig, list[Tree]]:
-    reader = Tokens(start.tokenizer)
-    fresh = [init(encoder_params(start.model, n_labels), jax.random.key(seed + i)) for i in range(shape.members)]
-    return reader, start.model, [params | {"encoder": start.params} for params in fresh]
+def _begin_from(start: Start, n_labels: int, seed: int) -> tuple[Tokens, ModelConfig, Tree]:
+    fresh = init(encoder_params(start.model, n_labels), jax.random.key(seed))
+    return Tokens(start.tokenizer), start.model, fresh | {"encoder": start.params}
 
 
 @dataclass(frozen=True)
@@ -209,36 +203,31 @@ class Lessons:
 
 
 def _fit(
-    members: list[Tree],
+    params: Tree,
     lessons: Lessons,
     shape: Shape,
     model: ModelConfig | None,
     unknown: int,
     seed: int,
     progress: Callable[[str], None],
-) -> list[Tree]:
-    """Members see the same batches, with other symbols and activations dropped."""
+) -> Tree:
     random = np.random.default_rng(seed)
     rounds = [list(batches(lessons.sequences, shape.lengths, shape.symbols, random)) for _ in range(shape.epochs)]
     total = sum(map(len, rounds))
     rate = optax.warmup_cosine_decay_schedule(0.0, shape.rate, max(total // 10, 1), max(total, 2))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
     step = _step(shape, model, unknown, lessons.n_labels, optimizer)
-    done: list[Tree] = []
     with _one_device():
-        for i, params in enumerate(members):
-            state, key = optimizer.init(params), jax.random.key(seed * 1_000_003 + i)
-            for epoch, found in enumerate(rounds):
-                losses: list[Array] = []
-                for texts, ids in found:
-                    full = _full(shape, ids, lessons.targets[texts])
-                    key, own = jax.random.split(key)
-                    params, state, loss = step(params, state, *full, own)  # noqa: PLW2901
-                    losses.append(loss)
-                mean = float(np.mean(jax.device_get(losses)))
-                progress(f"network {i + 1} of {len(members)}, epoch {epoch + 1} of {shape.epochs}: loss {mean:.3f}")
-            done.append(jax.device_get(params))
-    return done
+        state, key = optimizer.init(params), jax.random.key(seed)
+        for epoch, found in enumerate(rounds):
+            losses: list[Array] = []
+            for texts, ids in found:
+                full = _full(shape, ids, lessons.targets[texts])
+                key, own = jax.random.split(key)
+                params, state, loss = step(params, state, *full, own)
+                losses.append(loss)
+            progress(f"epoch {epoch + 1} of {shape.epochs}: loss {float(np.mean(jax.device_get(losses))):.3f}")
+        return jax.device_get(params)
 
 
 def _step(
@@ -265,14 +254,12 @@ def _step(
 
 
 def _predict(params: Tree, sequences: Sequences, n_labels: int, shape: Shape, model: ModelConfig | None) -> Floats:
-    """Log-probabilities [texts, labels] of the mean of the members' logits."""
+    """Log-probabilities [texts, labels]."""
     out = np.zeros((len(sequences), n_labels), np.float32)
     with _one_device():
         forward = _forward(shape, None if model is None else model.model_dump_json())
         for texts, ids in batches(sequences, shape.lengths, shape.symbols, None):
-            for i in range(shape.members):
-                member = jax.tree.map(lambda a, i=i: a[i], params)
-                out[texts] += np.asarray(forward(member, *_full(shape, ids)))[: len(texts)] / shape.members
+            out[texts] = np.asarray(forward(params, *_full(shape, ids)))[: len(texts)]
     return log_softmax(out)
 
 
