@@ -8,13 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from corpora import files_of
+from typer.testing import CliRunner
 
 from qianyi.cli import data_annotate, data_review
+from qianyi.cli.main import app
 from qianyi.corpus.document import document_batch, read_parts
 from qianyi.corpus.parts import Options, Writer, run_parts
 from qianyi.data import builtin
 from qianyi.data.stage import Json
-from qianyi.errors import DataError
+from qianyi.errors import DataError, QianyiError
 from qianyi.label.annotate import annotate, annotate_from_journal, annotate_from_review, labelled_texts
 from qianyi.label.classifier import load_classifier, save_classifier, train_classifier
 from qianyi.label.journal import append_record
@@ -128,3 +130,16 @@ def test_what_the_command_line_must_say(corpus: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="begins with both --corpus DIR and --labels"):
         data_review.run(tmp_path / "r", corpus, None, "a,b", 10, None, None, None, 0)
+
+
+def test_the_command_trains_what_it_labels_with(corpus: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": row["text"], "label": row["source"]}, ensure_ascii=False) for row in rows_of(corpus)]
+    (tmp_path / "labelled.jsonl").write_text("\n".join(lines))
+    given = ("--name", "book", "--classifier", str(tmp_path / "model"), "--train", str(tmp_path / "labelled.jsonl"))
+    done = CliRunner().invoke(app, ["data", "annotate", str(corpus), "--out", str(tmp_path / "out"), *given])
+    assert done.exit_code == 0, done.output
+    assert np.mean([row["label_book"] == row["source"] for row in rows_of(tmp_path / "out")]) > 0.9
+    wrong = CliRunner().invoke(
+        app, ["data", "annotate", str(corpus), "--out", str(tmp_path / "o"), *given, "--init", str(tmp_path)]
+    )
+    assert wrong.exit_code != 0 and isinstance(wrong.exception, QianyiError)

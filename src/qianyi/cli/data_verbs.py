@@ -214,7 +214,10 @@ def annotate(
     train: Annotated[
         Path | None, typer.Option(metavar="FILE|DIR", help="Labelled texts, or a review, to train it on first.")
     ] = None,
-    kind: Annotated[str, typer.Option(help="Of a classifier to train: see the message for a wrong one.")] = "linear",
+    kind: Annotated[str, typer.Option(help="Of a classifier to train: fasttext, tfidf, transformer, charcnn.")] = "tfidf",
+    init: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A Hugging Face encoder that a transformer begins with.")
+    ] = None,
     text_key: Annotated[str, typer.Option(help="Of labelled texts.")] = "text",
     label_key: Annotated[str, typer.Option(help="Of labelled texts.")] = "label",
     review: Annotated[Path | None, typer.Option(metavar="DIR", help="Labels that people gave.")] = None,
@@ -232,7 +235,7 @@ def annotate(
 
     asked = data_annotate.endpoint_of(endpoint, model, labels, question, concurrency, prices) if endpoint else None
     options = _options(workers, "auto", False, None)
-    data_annotate.run(corpus, out, name, classifier, train, kind, text_key, label_key, review, asked, journal, options)
+    data_annotate.run(corpus, out, name, classifier, train, kind, text_key, label_key, review, asked, journal, options, init)
 
 
 @data_app.command()
