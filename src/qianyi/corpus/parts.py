@@ -140,6 +140,8 @@ def _do_units(out: Path, units: dict[str, Json], job: Task, options: Options, pr
     """Do what has no record yet; what the clock knows of it."""
     todo: list[Json] = [{"name": name, "unit": unit} for name, unit in units.items() if not directory.unit_is_done(out, name)]
     sizes = {name: int(unit.get("bytes", 0)) for name, unit in units.items()}
+    if options.workers != 1:
+        todo.sort(key=lambda job: -sizes[job["name"]])  # the largest first, or all wait for it at the end
     began, done_bytes = time.time(), 0
     with progress.shown(len(units), len(units) - len(todo), sum(sizes[t["name"]] for t in todo)):
         try:
