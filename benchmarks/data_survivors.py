@@ -3,7 +3,7 @@
     python benchmarks/data_corpus.py --cache build/corpus --only boost-doc,libreoffice-help-en
     python benchmarks/data_survivors.py build/corpus/sources/boost-doc.jsonl build/corpus/sources/libreoffice-help-en.jsonl
 
-Of each file's first documents of 200 characters and more: how many go as near duplicates, how many of these truly have a similarity of
+Of each file's first lines of 200 characters and more: how many go as near duplicates, how many of these truly have a similarity of
 0.8 and of 0.7 to the one that stays in their place, and of the pairs that truly have 0.8 how many lose one at least.
 """
 

@@ -143,3 +143,6 @@ def test_the_command_trains_what_it_labels_with(corpus: Path, tmp_path: Path) ->
         app, ["data", "annotate", str(corpus), "--out", str(tmp_path / "o"), *given, "--init", str(tmp_path)]
     )
     assert wrong.exit_code != 0 and isinstance(wrong.exception, QianyiError)
+    alone = [*given[:4], "--init", str(tmp_path)]
+    wrong = CliRunner().invoke(app, ["data", "annotate", str(corpus), "--out", str(tmp_path / "o"), *alone])
+    assert "give --train" in str(wrong.exception)

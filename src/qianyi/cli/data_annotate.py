@@ -43,6 +43,8 @@ def run(
         train: a JSONL or Parquet file with labelled texts, or the directory of a review of this corpus.
         init: a Hugging Face directory of an encoder, from which a classifier of the kind transformer starts.
     """
+    if init is not None and train is None:
+        raise DataError(f"--init {init} is for a classifier that is trained: give --train and --classifier too")
     if endpoint is not None:
         manifest = ask_endpoint(corpus, out, name, endpoint, journal or out.with_name(f"{out.name}-answers.jsonl"), options)
     elif review is not None:

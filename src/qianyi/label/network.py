@@ -148,11 +148,12 @@ def train_network(
     order = np.random.default_rng(seed).permutation(len(targets))
     held, learned = np.split(order, [max(int(len(order) * HELD_SHARE), 1)])
     some, others = texts.take(pa.array(learned)), texts.take(pa.array(held))
+    # First, since what it needs may not be installed.
+    wide = train_tfidf(some, targets[learned], labels).log_probabilities(others)
     begin = _begin(some, shape, len(labels), seed) if start is None else _begin_from(start, len(labels), seed)
     reader, model, begun = begin
     params = _fit(begun, Lessons(reader.read(some), targets[learned], len(labels)), shape, model, reader.unknown, seed, progress)
     own = _predict(params, reader.read(others), len(labels), shape, model)
-    wide = train_tfidf(some, targets[learned], labels).log_probabilities(others)
     weights = best_weights(own, wide, targets[held])
     progress(f"weights: {weights[0]} of the network, {weights[1]} of n-grams")
     return Network(labels, shape, reader, model, train_tfidf(texts, targets, labels), weights, params)
