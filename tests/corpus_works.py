@@ -85,6 +85,12 @@ def misbehave(unit: Json, settings: Json, writer: Writer) -> None:
             writer.keep(document_batch("x", [str(unit["number"])], [f"text {unit['number']}"]))
 
 
+def who(unit: Json) -> Json:
+    """The process that does it."""
+    time.sleep(unit.get("seconds", 0.05))
+    return {"pid": os.getpid(), **({} if unit.get("do") != "fail" else {}["no such thing"])}
+
+
 class CollectSettings(Part):
     of: int = 3
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -16,12 +17,13 @@ from types import SimpleNamespace
 
 import corpus_works
 import pytest
-from corpus_works import content, misbehave
+from corpus_works import content, misbehave, who
 from dedup_corpora import DOCUMENTS, make_corpus, real_texts
 
 from qianyi.corpus.dedup.stage import dedup
-from qianyi.corpus.engine import WorkerError, engine_of, worker_count
+from qianyi.corpus.engine import WORTH_BYTES, engine_of, map_units, worker_count
 from qianyi.corpus.parts import Options, run_parts
+from qianyi.corpus.worker import WorkerError
 from qianyi.errors import ConfigError, DataError, ResourceError
 
 WORKS = Path(__file__).parent / "corpus_works.py"
@@ -59,9 +61,33 @@ def test_what_goes_wrong_in_a_worker(tmp_path: Path, do: str, error: type[Except
 
 
 def test_a_worker_that_grows_is_stopped(tmp_path: Path) -> None:
-    limit = Options(worker_memory_bytes=2 << 30)
-    with pytest.raises(ResourceError, match=r"out: a worker ran out of memory .*; use fewer workers; the same command goes on"):
-        run_parts(tmp_path / "out", "s", {}, units(3, do="grow"), misbehave, [], limit)
+    limited = [
+        "prlimit",
+        f"--data={2 << 30}",
+        sys.executable,
+        str(WORKS),
+        str(tmp_path / "out"),
+        "2",
+        json.dumps(units(3, do="grow")),
+    ]
+    run = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert run.returncode == ResourceError.exit_code
+    assert re.search(r"out: a worker ran out of memory .*; use fewer workers; the same command goes on", run.stderr), run.stderr
+
+
+def test_processes_stay_until_something_goes_wrong() -> None:
+    def used(n_units: int, workers: int = 3) -> set[int]:
+        return {answer["pid"] for answer in map_units(who, units(n_units, seconds=0.2), workers, "native")}
+
+    two = used(2)
+    assert len(two) == 2 and os.getpid() not in two
+    three = used(9)  # more units, more processes
+    assert len(three) == 3 and not three & two
+    assert used(9) == three and used(2) < three
+    assert not used(9, workers=2) & three
+    with pytest.raises(WorkerError):
+        list(map_units(who, units(8, do="fail"), 3, "native"))
+    assert not used(9) & three
 
 
 def test_ctrl_c_and_kill_lose_no_finished_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +111,7 @@ def test_ctrl_c_and_kill_lose_no_finished_unit(tmp_path: Path, monkeypatch: pyte
 
 def test_choice_of_workers_and_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count(0, 1000) == len(os.sched_getaffinity(0))
+    assert (worker_count(0, 1000, WORTH_BYTES - 1), worker_count(2, 1000, 1), worker_count(2, 1000, WORTH_BYTES)) == (1, 2, 2)
     assert (worker_count(8, 3), worker_count(2, 3), worker_count(4, 0)) == (3, 2, 1)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert engine_of("auto") == "native"

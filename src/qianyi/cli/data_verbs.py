@@ -19,7 +19,9 @@ data_app = typer.Typer(
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where it goes.")]
 Corpora = Annotated[list[Path], typer.Argument(metavar="CORPUS...", help="Directories that another verb made.")]
-Workers = Annotated[int, typer.Option(min=0, metavar="N", help="Processes; 0: one for each core. The result is the same.")]
+Workers = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Processes; 0: one for each core, or one for little text. The result is the same.")
+]
 Engine = Annotated[str, typer.Option(help="native, ray, or auto: Ray where RAY_ADDRESS is set.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first document that would be dropped.")]
 Allow = Annotated[

@@ -6,36 +6,32 @@ same files). Either way the units and what they write are the same; results come
 
 import json
 import os
-import resource
-import signal
-import sys
-import time
-import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing
 from importlib import import_module
 from typing import Any
 
-import psutil
-
-from qianyi import errors
+from qianyi.corpus.worker import Task, results
 from qianyi.data.stage import Json
-from qianyi.errors import ConfigError, QianyiError, ResourceError
-
-Task = Callable[[Json], Json]
-"""Of JSON to JSON; must be a function of a module, or a partial of one, so that workers can find it."""
+from qianyi.errors import ConfigError
 
 ENGINES = ("auto", "native", "ray")
 
 
-class WorkerError(RuntimeError):
-    """A worker failed in a way that is no user's fault; holds its traceback."""
+WORTH_BYTES = 32_000_000
+"""Of text: with less, starting processes takes longer than one takes with the work (2 to 3 s, `benchmarks/data_scaling.py`)."""
 
 
-def worker_count(wanted: int, n_units: int) -> int:
-    """Workers to use: not more than units; 0 stands for one on each core that this process may use."""
-    return max(1, min(wanted or len(os.sched_getaffinity(0)), n_units))
+def worker_count(wanted: int, n_units: int, n_bytes: int | None = None) -> int:
+    """Workers to use: not more than units; 0 stands for one on each core that this process may use, or one if there is little to do."""
+    if wanted == 0 and n_bytes is not None and n_bytes < WORTH_BYTES:
+        return 1
+    return max(1, min(_limit(wanted), n_units))
+
+
+def _limit(wanted: int) -> int:
+    return wanted or len(os.sched_getaffinity(0))
 
 
 def engine_of(wanted: str) -> str:
@@ -51,15 +47,15 @@ def engine_of(wanted: str) -> str:
     return wanted
 
 
-def map_units(task: Task, units: list[Json], workers: int, engine: str, memory_bytes: int | None = None) -> Iterator[Json]:
+def map_units(task: Task, units: list[Json], workers: int, engine: str, n_bytes: int | None = None) -> Iterator[Json]:
     """Results of `task` as they are ready.
 
     Args:
         task: the function.
         units: what it is run on.
-        workers: how many run at a time; 0 for one on each core.
+        workers: how many run at a time; 0: see `worker_count`.
         engine: see `ENGINES`.
-        memory_bytes: what a worker process may hold.
+        n_bytes: of text in all units, if known.
 
     Raises:
         QianyiError: as the task raised it.
@@ -67,61 +63,19 @@ def map_units(task: Task, units: list[Json], workers: int, engine: str, memory_b
         ResourceError: a worker was ended by the system.
         WorkerError: the task raised anything else in a worker.
     """
-    n = worker_count(workers, len(units))
-    if engine_of(engine) == "native" and n == 1 and memory_bytes is None:
+    kind = engine_of(engine)
+    if kind == "native" and worker_count(workers, len(units), n_bytes) == 1:
         yield from map(task, units)
     elif units:
-        with closing(_map_daft(task, units, n, engine_of(engine), memory_bytes)) as answers:
-            yield from _results(answers)
+        processes = _processes(kind)
+        pickled = import_module("daft.pickle").dumps(task)
+        answers = processes.answers_on_ray if kind == "ray" else processes.answers_here
+        with closing(answers(pickled, [json.dumps(unit) for unit in units], _limit(workers))) as found:
+            yield from results(found)
 
 
-def _map_daft(task: Task, units: list[Json], workers: int, engine: str, memory_bytes: int | None) -> Generator[str]:
-    """The adapter: all that is said to Daft."""
-    daft = _daft(engine)
-
-    @daft.cls(max_concurrency=workers, use_process=True)
-    class Pool(Worker):
-        @daft.method(return_dtype=daft.DataType.string())
-        def answer(self, unit: str) -> str:
-            return self.do(unit)
-
-    pool = Pool(import_module("daft.pickle").dumps(task), sys.path, memory_bytes)
-    frame = daft.from_pydict({"unit": [json.dumps(unit) for unit in units]}).into_batches(1)
-    try:
-        answers = frame.select(pool.answer(daft.col("unit"))).to_arrow_iter(results_buffer_size=None)
-        with daft.execution_config_ctx(maintain_order=False), closing(answers):
-            for batch in answers:
-                yield from batch.column(0).to_pylist()
-    except BaseException as error:
-        _end_processes()
-        if not any(sign in str(error) for sign in _WORKER_ENDED):
-            raise
-        raise ResourceError("a worker was ended by the system, as happens when memory runs out; use fewer workers") from None
-
-
-def _end_processes() -> None:
-    """End Daft's processes and let its threads notice: one that wakes up while Python shuts down would abort it."""
-    workers = [p for p in psutil.Process().children() if "daft.execution.udf_worker" in _arguments(p)]
-    for worker in workers:
-        worker.kill()
-    if workers:
-        psutil.wait_procs(workers, SETTLE_SECONDS)
-        time.sleep(SETTLE_SECONDS)
-
-
-def _arguments(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-SETTLE_SECONDS = 0.5
-_WORKER_ENDED = ("UDF process", "ActorDiedError", "WorkerCrashedError", "OutOfMemoryError")
-
-
-def _daft(engine: str) -> Any:
-    """Daft with its runner set: one for the life of a process."""
+def _processes(engine: str) -> Any:
+    """The adapter to Daft, whose runner is set: one for the life of a process."""
     os.environ |= _QUIET
     # It leaves the pipes of its processes to the garbage collector.
     warnings.filterwarnings("ignore", "unclosed|subprocess", ResourceWarning)
@@ -136,7 +90,7 @@ def _daft(engine: str) -> Any:
             )
     except ImportError:
         raise ConfigError("engine `ray`: the package is not installed: pip install 'qianyi[ray]'") from None
-    return daft
+    return import_module("qianyi.corpus.processes")
 
 
 _QUIET = {"DAFT_PROGRESS_BAR": "0", "DAFT_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_DEDUP_LOGS": "0"}
@@ -155,48 +109,3 @@ def _connect_to_ray() -> None:
             f"engine `ray`: no cluster at RAY_ADDRESS={address} ({str(error).splitlines()[0]}); start one with `ray start --head`, "
             "and give a cluster with tokens RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
         ) from None
-
-
-class Worker:
-    """Lives in a process of its own and does one unit after another."""
-
-    def __init__(self, pickled: bytes, path: list[str], memory_bytes: int | None):
-        with suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first ends the others
-        sys.path.extend(p for p in path if p not in sys.path)
-        if memory_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-        self._task: Task = import_module("daft.pickle").loads(pickled)
-        self._failed = False
-
-    def do(self, unit: str) -> str:
-        """The answer to one unit: a result, or an error as a value, after which there are no more."""
-        if self._failed:
-            return json.dumps({"skipped": True})
-        try:
-            return json.dumps({"result": self._task(json.loads(unit))})
-        except Exception as error:
-            self._failed = True
-            return json.dumps(_described(error))
-
-
-def _described(error: Exception) -> Json:
-    if isinstance(error, OSError):
-        return {"os_error": [error.errno, error.strerror, error.filename and str(error.filename)]}
-    if isinstance(error, MemoryError):
-        return {"error": "MemoryError", "message": str(error)}
-    if isinstance(error, QianyiError) and type(error).__module__ == errors.__name__:
-        return {"error": type(error).__name__, "message": str(error)}
-    return {"error": "WorkerError", "message": "\n" + "".join(traceback.format_exception(error))}
-
-
-def _results(answers: Iterator[str]) -> Iterator[Json]:
-    """Answers without wrapping; the first error is raised."""
-    for answer in map(json.loads, answers):
-        if "os_error" in answer:
-            raise OSError(*answer["os_error"])
-        if "error" in answer:
-            kinds: dict[str, type[Exception]] = {"MemoryError": MemoryError, "WorkerError": WorkerError}
-            raise (kinds.get(answer["error"]) or getattr(errors, answer["error"]))(answer["message"])
-        if "result" in answer:
-            yield answer["result"]

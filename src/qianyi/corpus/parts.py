@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from qianyi.corpus import directory
 from qianyi.corpus.document import corpus_manifest, read_batches
-from qianyi.corpus.engine import Task, engine_of, map_units, worker_count
+from qianyi.corpus.engine import engine_of, map_units, worker_count
 from qianyi.corpus.inputs import describe_inputs
 from qianyi.corpus.progress import Progress, progress_of
 from qianyi.corpus.turn import turn, working
+from qianyi.corpus.worker import Task
 from qianyi.corpus.writer import UnitWriter
 from qianyi.data.stage import Json, write_json
 from qianyi.errors import DataError, ResourceError, StoppedError
@@ -64,7 +65,7 @@ class Options:
     """How a stage is run; nothing here changes what comes out."""
 
     workers: int = 1
-    """Processes (0: one for each core)."""
+    """Processes (0: one for each core, or one if there is little to do)."""
     engine: str = "auto"
     """`native`, `ray`, or `auto`: Ray if RAY_ADDRESS is set."""
     strict: bool = False
@@ -73,8 +74,6 @@ class Options:
     """Rules that may drop everything, or match nothing."""
     progress: bool = False
     """Show it on standard error."""
-    worker_memory_bytes: int | None = None
-    """What a worker process may hold; more is an error, not a machine that swaps."""
 
 
 def run_parts(
@@ -140,12 +139,14 @@ def _do_units(out: Path, units: dict[str, Json], job: Task, options: Options, pr
     """Do what has no record yet; what the clock knows of it."""
     todo: list[Json] = [{"name": name, "unit": unit} for name, unit in units.items() if not directory.unit_is_done(out, name)]
     sizes = {name: int(unit.get("bytes", 0)) for name, unit in units.items()}
+    todo_bytes = sum(sizes[job["name"]] for job in todo)
+    known_bytes = todo_bytes if all("bytes" in unit for unit in units.values()) else None
     if options.workers != 1:
         todo.sort(key=lambda job: -sizes[job["name"]])  # the largest first, or all wait for it at the end
     began, done_bytes = time.time(), 0
-    with progress.shown(len(units), len(units) - len(todo), sum(sizes[t["name"]] for t in todo)):
+    with progress.shown(len(units), len(units) - len(todo), todo_bytes):
         try:
-            for result in map_units(job, todo, options.workers, options.engine, options.worker_memory_bytes):
+            for result in map_units(job, todo, options.workers, options.engine, known_bytes):
                 done_bytes += sizes[result["name"]]
                 progress.advance(sizes[result["name"]])
         except KeyboardInterrupt:
@@ -159,7 +160,7 @@ def _do_units(out: Path, units: dict[str, Json], job: Task, options: Options, pr
         "units": len(todo),
         "units_done_before": len(units) - len(todo),
         "bytes": done_bytes,
-        "workers": worker_count(options.workers, len(todo)),
+        "workers": worker_count(options.workers, len(todo), known_bytes),
         "engine": engine_of(options.engine),
     }
 
