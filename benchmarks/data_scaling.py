@@ -5,11 +5,12 @@
 
 Collects, cleans, deduplicates, tokenizes and inspects samples of the English and Chinese corpus of `data_corpus.py`, of which a
 smaller one is part of a larger one, with one worker. Then `data run` of collect, clean and dedup, start and all, on the last sample and
-on that several times over, with each number of workers in turn. Results are Markdown.
+on that several times over, with each number of workers in turn, on as many cores. Results are Markdown.
 """
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from statistics import median
@@ -48,18 +49,19 @@ def table(runs: dict[float, dict[str, Stage]]) -> str:
 
 
 def pipeline(files: Path, copies: int, workers: int, work: Path) -> Usage:
-    """`data run` over a directory of files and its copies."""
+    """`data run` over a directory of files and its copies, on as many cores as workers."""
     prepared(work)
     stages = [{"collect": {"sources": [{"name": f"copy{i}", "path": str(files)} for i in range(copies)]}}, "clean", "dedup"]
     (work / "pipeline.yaml").write_text(json.dumps({"stages": stages}), encoding="utf-8")
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:workers]))
     data = [sys.executable, "-m", "qianyi", "data", "run", str(work / "pipeline.yaml")]
-    return run([*data, "--out", str(work / "text"), "--workers", str(workers)])
+    return run(["taskset", "-c", cores, *data, "--out", str(work / "text"), "--workers", str(workers)])
 
 
 def workers_table(files: Path, copies: list[int], workers: list[int], rounds: int, work: Path) -> str:
     """A row for each size and number of workers: medians of rounds in which they take turns."""
     megabytes = text_bytes(files) / 1e6
-    lines = ["| MB | workers | wall, s | times as fast | CPU s | peak MB |", "|---|---|---|---|---|---|"]
+    lines = ["| MB | workers, cores | wall, s | times as fast | CPU s | peak MB |", "|---|---|---|---|---|---|"]
     for k in copies:
         found = [[pipeline(files, k, n, work) for n in workers] for _ in range(rounds)]
         for i, n in enumerate(workers):

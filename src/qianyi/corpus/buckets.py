@@ -29,7 +29,7 @@ def bucket_of(hashes: NDArray[np.uint64], n_buckets: int) -> NDArray[np.uint64]:
     return ((hashes >> np.uint64(32)) * np.uint64(n_buckets)) >> np.uint64(32)
 
 
-def buckets_for(n_rows: int, row_bytes: int, bucket_bytes: int = 64_000_000) -> int:
+def buckets_for(n_rows: int, row_bytes: int, bucket_bytes: int = 32_000_000) -> int:
     """How many buckets keep each, on average, within so many bytes."""
     return max(1, -(-n_rows * row_bytes // bucket_bytes))
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -109,22 +110,22 @@ def describe_files(files: list[Path], before: Json | None) -> tuple[list[Json], 
     """
     known = {entry["file"]: entry for entry in before["settings"]["inputs"]} if before else {}
     known_times = before["input_times"] if before else {}
-    described: list[Json] = []
-    times: dict[str, int] = {}
-    for file in files:
+
+    def describe(file: Path) -> tuple[Json, int]:
         name = str(file)
         try:
             stat = file.stat()
-            times[name] = stat.st_mtime_ns
             if name in known and (known[name]["bytes"], known_times[name]) == (stat.st_size, stat.st_mtime_ns):
-                described.append(known[name])
-                continue
+                return known[name], stat.st_mtime_ns
             with file.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
-        described.append({"file": name, "bytes": stat.st_size, "sha256": digest})
-    return described, times
+        return {"file": name, "bytes": stat.st_size, "sha256": digest}, stat.st_mtime_ns
+
+    with ThreadPoolExecutor() as pool:  # hashing holds no lock
+        described = list(pool.map(describe, files))
+    return [entry for entry, _ in described], {entry["file"]: time for entry, time in described}
 
 
 def _made_with(out: Path, settings: Json, input_times: dict[str, int]) -> Json | None:
