@@ -6,7 +6,8 @@
 fasttext-numpy2-wheel` (apart, because fasttext-predict has the same module); it gets Chinese with a space between units. Prints a line of
 Markdown for each way: accuracy on the test with its standard error, minutes, and minutes of processor time; then, against the better
 baseline, the texts that one of both gets right and McNemar's exact p. With --pretrained (a Hugging Face directory of an encoder) there is a
-Transformer that starts from it. With --validate a fifth of the training part is the test, for choices: the test is for the last run.
+Transformer that starts from it. With --validate a fifth of the training part is the test, for choices: the test is for the last run. With
+--folds N each of N parts is the test once, and all of them are counted together: for sets whose test is small.
 """
 
 import argparse
@@ -14,12 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from labelled_sets import SETS, LabelledSet, validation
+from labelled_sets import SETS, LabelledSet, folds, validation
 from scipy.stats import binomtest
 
 from qianyi.export.hf import read_hf
@@ -83,25 +85,27 @@ def main() -> None:
     parser.add_argument("--fasttext", type=Path)
     parser.add_argument("--pretrained", type=Path)
     parser.add_argument("--validate", action="store_true")
+    parser.add_argument("--folds", type=int, default=1)
     asked = parser.parse_args()
     for name in asked.sets.split(","):
         s = SETS[name](asked.directory)
-        s = validation(s) if asked.validate else s
+        parts = [validation(s)] if asked.validate else list(folds(s, asked.folds)) if asked.folds > 1 else [s]
         print(
-            f"{name}: {len(s.train):,} + {len(s.test):,} texts, {s.left_out:,} left out, {len({x for _, x in s.train})} labels",
+            f"{name}: {len(parts[0].train):,} + {len(parts[0].test):,} texts, {len(parts)} times, {s.left_out:,} left out, "
+            f"{len({x for _, x in s.train})} labels",
             flush=True,
         )
-        ways: dict[str, Callable[[], Right]] = {"svc (scikit-learn)": lambda s=s: svc_right(s)}
+        ways: dict[str, Callable[[LabelledSet], Right]] = {"svc (scikit-learn)": svc_right}
         if asked.fasttext:
-            ways["fasttext (program)"] = lambda s=s: fasttext_right(s, asked.fasttext)
+            ways["fasttext (program)"] = partial(fasttext_right, directory=asked.fasttext)
         baselines = set(ways)
-        ways |= {kind: lambda s=s, kind=kind: our_right(s, kind) for kind in asked.kinds.split(",") if kind}
+        ways |= {kind: partial(our_right, kind=kind) for kind in asked.kinds.split(",") if kind}
         if asked.pretrained:
-            ways["transformer (pretrained)"] = lambda s=s: our_right(s, "transformer", asked.pretrained)
+            ways["transformer (pretrained)"] = partial(our_right, kind="transformer", pretrained=asked.pretrained)
         right: dict[str, Right] = {}
         for way, run in ways.items():
             began, used = time.monotonic(), time.process_time()
-            those = right[way] = run()
+            those = right[way] = np.concatenate([run(part) for part in parts])
             took = f"{(time.monotonic() - began) / 60:.1f} | {(time.process_time() - used) / 60:.1f}"
             error = np.sqrt(those.mean() * (1 - those.mean()) / len(those))
             print(f"| {name} | {way} | {those.mean():.4f} ± {error:.4f} | {took} |", flush=True)

@@ -92,6 +92,15 @@ def validation(s: LabelledSet) -> LabelledSet:
     return LabelledSet(s.name, learned, held, s.left_out)
 
 
+def folds(s: LabelledSet, n: int) -> Iterator[LabelledSet]:
+    """All of a set in n parts by hash of the text, each the test once."""
+    rows = s.train + s.test
+    part = [int.from_bytes(hashlib.sha256(f"fold {same(text)}".encode()).digest()[:4]) % n for text, _ in rows]
+    for k in range(n):
+        learned, tested = ([row for row, p in zip(rows, part, strict=True) if (p == k) == is_test] for is_test in (False, True))
+        yield LabelledSet(s.name, learned, tested, s.left_out)
+
+
 def same(text: str) -> str:
     """Equal for texts that count as one."""
     return re.sub(r"[\W_]+", "", text.lower())
