@@ -140,7 +140,8 @@ def _do_units(out: Path, units: dict[str, Json], job: Task, options: Options, pr
     todo: list[Json] = [{"name": name, "unit": unit} for name, unit in units.items() if not directory.unit_is_done(out, name)]
     sizes = {name: int(unit.get("bytes", 0)) for name, unit in units.items()}
     todo_bytes = sum(sizes[job["name"]] for job in todo)
-    known_bytes = todo_bytes if all("bytes" in unit for unit in units.values()) else None
+    engine = engine_of(options.engine)
+    known_bytes = todo_bytes if engine == "native" and all("bytes" in unit for unit in units.values()) else None
     if options.workers != 1:
         todo.sort(key=lambda job: -sizes[job["name"]])  # the largest first, or all wait for it at the end
     began, done_bytes = time.time(), 0
@@ -161,7 +162,7 @@ def _do_units(out: Path, units: dict[str, Json], job: Task, options: Options, pr
         "units_done_before": len(units) - len(todo),
         "bytes": done_bytes,
         "workers": worker_count(options.workers, len(todo), known_bytes),
-        "engine": engine_of(options.engine),
+        "engine": engine,
     }
 
 
