@@ -97,8 +97,8 @@ SAME_JOB = ("--paragraphs", "off", "--substring-bytes", "0", "--sample", "0")
 SAME_SETTINGS = {"paragraphs": "off", "substring_bytes": 0, "sample_documents": 0}
 
 
-def qianyi(files: Path, tokenizer: Path, work: Path, workers: int = 1, dedup: tuple[str, ...] = ()) -> dict[str, Stage]:
-    """Qianyi's stages by name; `dedup` has options of that."""
+def qianyi(files: Path, tokenizer: Path, work: Path, dedup: tuple[str, ...] = ()) -> dict[str, Stage]:
+    """Qianyi's stages by name, with one worker; `dedup` has options of that."""
     work.mkdir(exist_ok=True)
     found: dict[str, Stage] = {}
     before, n_bytes = files, text_bytes(files)
@@ -106,7 +106,7 @@ def qianyi(files: Path, tokenizer: Path, work: Path, workers: int = 1, dedup: tu
         out = work / name
         options = {"tokenize": ("--tokenizer", str(tokenizer), "--validation", "0.02"), "dedup": dedup}
         more = options.get(name, ())
-        command = [sys.executable, "-m", "qianyi", "data", name, str(before), "--out", str(out), "--workers", str(workers), *more]
+        command = [sys.executable, "-m", "qianyi", "data", name, str(before), "--out", str(out), "--workers", "1", *more]
         usage = run(command, log=work / f"{name}.log")
         kept = tokens_of(out) if name == "tokenize" else json.loads((out / "manifest.json").read_text())["documents"]
         found[name] = Stage(usage.cpu_seconds, usage.wall_seconds, usage.peak_bytes, n_bytes, kept)

@@ -87,8 +87,10 @@ def misbehave(unit: Json, settings: Json, writer: Writer) -> None:
 
 def who(unit: Json) -> Json:
     """The process that does it."""
-    time.sleep(unit.get("seconds", 0.05))
-    return {"pid": os.getpid(), **({} if unit.get("do") != "fail" else {}["no such thing"])}
+    time.sleep(unit.get("seconds", 0))
+    if unit.get("do") == "fail":
+        raise KeyError("no such thing")
+    return {"pid": os.getpid()}
 
 
 class CollectSettings(Part):

@@ -24,7 +24,7 @@ from qianyi.errors import ResourceError
 SETTLE_SECONDS = 0.5
 _AHEAD = 2  # rows for each worker that wait for it or are done by it: it never waits, and the largest still come first
 _WORKER_ENDED = ("UDF process", "ActorDiedError", "WorkerCrashedError", "OutOfMemoryError")
-_SCHEMA = daft.Schema._from_field_name_and_types([("task", daft.DataType.binary()), ("unit", daft.DataType.string())])
+_SCHEMA = daft.Schema.from_field_name_and_types([("task", daft.DataType.binary()), ("unit", daft.DataType.string())])
 
 
 def answers_here(task: bytes, units: list[str], workers: int) -> Generator[str]:
