@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import corpus_works
+import psutil
 import pytest
 from corpus_works import content, misbehave, who
 from dedup_corpora import DOCUMENTS, make_corpus, real_texts
@@ -85,9 +87,28 @@ def test_processes_stay_until_something_goes_wrong() -> None:
     assert len(three) == 3 and not three & two
     assert used(9) == three and used(2) < three
     assert not used(9, workers=2) & three
-    with pytest.raises(WorkerError):
-        list(map_units(who, units(8, do="fail"), 3, "native"))
+    for failing in (units(8, do="fail"), [{"do": "fail"}] * 8):  # some processes are still starting when all fail
+        with pytest.raises(WorkerError):
+            list(map_units(who, failing, 3, "native"))
     assert not used(9) & three
+
+
+def test_a_worker_that_ends_while_it_starts_is_no_wait_without_end() -> None:
+    def kill_one() -> None:
+        while True:
+            for process in set(psutil.Process().children()) - others:
+                with suppress(psutil.Error):
+                    if "daft.execution.udf_worker" in process.cmdline():
+                        return process.kill()
+            time.sleep(0.02)
+
+    others = set(psutil.Process().children())
+    killer = Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(ResourceError, match="a worker was ended by the system"):
+        list(map_units(who, units(6, seconds=0.1), 4, "native"))
+    killer.join()
+    assert len(list(map_units(who, units(6), 4, "native"))) == 6
 
 
 def test_ctrl_c_and_kill_lose_no_finished_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,17 @@ Processes take seconds to start, so those on this machine stay: theirs is a quer
 
 import asyncio
 import atexit
+import socket
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from fnmatch import fnmatch
 from itertools import islice
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import daft
@@ -22,6 +27,7 @@ from qianyi.corpus.worker import Worker
 from qianyi.errors import ResourceError
 
 SETTLE_SECONDS = 0.5
+_LOOK_SECONDS = 0.2
 _AHEAD = 2  # rows for each worker that wait for it or are done by it: it never waits, and the largest still come first
 _WORKER_ENDED = ("UDF process", "ActorDiedError", "WorkerCrashedError", "OutOfMemoryError")
 _SCHEMA = daft.Schema.from_field_name_and_types([("task", daft.DataType.binary()), ("unit", daft.DataType.string())])
@@ -52,6 +58,20 @@ class _Processes:
         self.size, self.limit = size, limit
         self.rows = _Rows()
         self._answers = _answers(_Source(self.rows).read(), daft.col("task"), size)
+        Thread(target=self._watch_start, args=(set(psutil.Process().children()),), daemon=True).start()
+
+    def _watch_start(self, others: set[psutil.Process]) -> None:
+        """Until all processes have called Daft: where one ends before, nothing else would tell it."""
+        called: set[psutil.Process] = set()
+        while not self.rows.ended and len(called) < self.size:
+            time.sleep(_LOOK_SECONDS)
+            for process in set(psutil.Process().children()) - others - called:
+                with suppress(psutil.Error):
+                    if process.status() == psutil.STATUS_ZOMBIE:
+                        _call_daft()
+                        return
+                    if _is_worker(process) and process.net_connections("unix"):
+                        called.add(process)
 
     def answers(self, task: bytes, units: list[str]) -> Iterator[str]:
         waiting = iter(units)
@@ -99,6 +119,7 @@ class _Rows(DataSourceTask):
     def __init__(self) -> None:
         self._first: Future[Any] = Future()
         self._next = self._first
+        self.ended = False
 
     def put(self, task: bytes, unit: str) -> None:
         promised, self._next = self._next, Future()
@@ -106,6 +127,7 @@ class _Rows(DataSourceTask):
 
     def end(self) -> None:
         self._next.set_result((None, None))
+        self.ended = True
 
     @property
     def schema(self) -> daft.Schema:
@@ -144,7 +166,7 @@ def _ending_all(end: Callable[[], None]) -> Generator[None]:
     except BaseException as error:
         end()
         _end_processes()
-        if not any(sign in str(error) for sign in _WORKER_ENDED):
+        if not isinstance(error, (EOFError, ConnectionError)) and not any(sign in str(error) for sign in _WORKER_ENDED):
             raise
         raise ResourceError("a worker was ended by the system, as happens when memory runs out; use fewer workers") from None
 
@@ -152,16 +174,25 @@ def _ending_all(end: Callable[[], None]) -> Generator[None]:
 def _end_processes() -> None:
     """End Daft's processes and let its threads notice: one that wakes up while Python shuts down would abort it."""
     _close_idle()
-    workers = [p for p in psutil.Process().children() if "daft.execution.udf_worker" in _arguments(p)]
+    workers = [p for p in psutil.Process().children() if _is_worker(p)]
     for worker in workers:
         worker.kill()
     if workers:
+        _call_daft()
         psutil.wait_procs(workers, SETTLE_SECONDS)
         time.sleep(SETTLE_SECONDS)
 
 
-def _arguments(process: psutil.Process) -> list[str]:
+def _call_daft() -> None:
+    """Call and hang up, at each socket where Daft may wait for a process: without end, if that ended before it called."""
+    pattern = str(Path(tempfile.gettempdir(), "tmp*"))
+    for address in {c.laddr for c in psutil.Process().net_connections("unix") if fnmatch(str(c.laddr), pattern)}:
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(address)
+
+
+def _is_worker(process: psutil.Process) -> bool:
     try:
-        return process.cmdline()
+        return "daft.execution.udf_worker" in process.cmdline()
     except psutil.Error:
-        return []
+        return False
