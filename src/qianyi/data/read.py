@@ -150,7 +150,7 @@ def _read_jsonl(file: Path, lines: Iterable[bytes], keys: tuple[str, ...]) -> It
 def _read_parquet(span: Span, keys: tuple[str, ...]) -> Iterator[Document]:
     file = span.path
     try:
-        with pq.ParquetFile(file) as table:
+        with pq.ParquetFile(file, pre_buffer=False) as table:  # else all of its row groups are held at once
             names = table.schema_arrow.names
             for key, setting in zip(keys, _KEY_SETTINGS, strict=False):
                 if key not in names:

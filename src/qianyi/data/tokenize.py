@@ -24,7 +24,7 @@ Item = Document | TokenDocument
 Progress = Callable[[int, int], None]
 """(documents, bytes of text) since the last call."""
 _BATCH_PIECES = 256
-_BATCH_CHARACTERS = 1 << 21
+_BATCH_CHARACTERS = 1 << 19
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """A byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019): every text has tokens, and comes back exactly."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +56,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str
 def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json, to be used on documents: special tokens in them are just text, and nothing is cut off or padded.
 
+    Those who load the same file share what is made of it, so it is not to be changed.
+
     Raises:
         DataError: the file is missing or is no tokenizer.
     """
     if not path.exists():
         raise DataError(f"{path}: no tokenizer there; `qianyi data prepare RECIPE` makes one, or set data.tokenizer")
+    return _loaded(path, hashlib.sha256(path.read_bytes()).digest())
+
+
+@lru_cache(maxsize=1)  # one of 32,000 tokens takes 20 MB
+def _loaded(path: Path, _sha256: bytes) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
