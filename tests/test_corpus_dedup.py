@@ -251,7 +251,8 @@ def test_survivors_are_those_of_a_plain_search() -> None:
     equals = np.arange(n)
     equals[found.refs % 7 == 0] = found.roots[found.refs % 7 == 0]
     codes = codes[equals]
-    pairs = np.searchsorted(found.refs, a), np.searchsorted(found.refs, b)
+    pairs = found.pairs
+    assert all((found.refs[places] == refs).all() for places, refs in zip(pairs, (a, b), strict=True))
     chosen, alive = np.full(n, -1), list[int]()
     for rank, i in enumerate(order):
         same = [j for j in order[:rank] if equals[j] == equals[i]]
@@ -260,8 +261,8 @@ def test_survivors_are_those_of_a_plain_search() -> None:
         if chosen[i] == i:
             alive.append(i)
     how = Sketched(codes, 32, 0.9)
-    assert survivors(found, equals, pairs, how, ranks.stays, ranks.order).tolist() == chosen.tolist()
-    few = survivors(found, equals, pairs, replace(how, most=1), ranks.stays, ranks.order)
+    assert survivors(found.roots, equals, pairs, how, ranks.stays, ranks.order).tolist() == chosen.tolist()
+    few = survivors(found.roots, equals, pairs, replace(how, most=1), ranks.stays, ranks.order)
     assert len(alive) < (few == np.arange(n)).sum() < n
     paired = {(equals[x], equals[y]) for x, y in zip(*pairs, strict=True)}
     beyond = 0

@@ -21,6 +21,8 @@ class Clusters:
 
     refs: Refs
     """Ascending."""
+    pairs: tuple[Places, Places]
+    """[pairs]: places of what was paired."""
     roots: Places
     """[refs]: place of the smallest ref of the same cluster."""
 
@@ -60,18 +62,24 @@ def clusters(a: Refs, b: Refs) -> Clusters:
     """Connected components of pairs; the same for any order of them."""
     refs = np.sort(np.concatenate([a, b]))  # of so many numbers faster than `np.unique`, which hashes them first
     refs = refs[np.append(True, refs[1:] != refs[:-1])] if len(refs) else refs
-    roots = np.arange(len(refs))
-    _unite(np.searchsorted(refs, a), np.searchsorted(refs, b), roots)
-    return Clusters(refs, roots)
+    pairs = np.searchsorted(refs, a), np.searchsorted(refs, b)
+    return Clusters(refs, pairs, components(*pairs, len(refs)))
+
+
+def components(a: Places, b: Places, n: int) -> Places:
+    """[n]: of places that pairs connect, the smallest."""
+    roots = np.arange(n)
+    _unite(a, b, roots)
+    return roots
 
 
 def survivors(
-    found: Clusters, equals: Places, pairs: tuple[Places, Places], how: Sketched, stays: NDArray[np.bool_], order: Places
+    roots: Places, equals: Places, pairs: tuple[Places, Places], how: Sketched, stays: NDArray[np.bool_], order: Places
 ) -> Places:
     """Who survives in the place of each.
 
     Args:
-        found: the clusters.
+        roots: [refs], of the clusters.
         equals: [refs]: place that is the same for all that are equal.
         pairs: places of the similar ones.
         how: their sketches.
@@ -83,7 +91,7 @@ def survivors(
     """
     first = np.full(len(order), -1)
     first[equals[order[::-1]]] = order[::-1]
-    by_cluster = order[np.argsort(found.roots[order], kind="stable")]
+    by_cluster = order[np.argsort(roots[order], kind="stable")]
     first = first[equals]
     one, other = first[np.concatenate(pairs)], first[np.concatenate(pairs[::-1])]  # of equals the first in rank stands for all
     by_one = np.argsort(one, kind="stable")
@@ -92,7 +100,7 @@ def survivors(
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     alive = np.empty(how.most, np.int64)
-    _choose(by_cluster, found.roots, first, stays, rank, begins, other[by_one], how.codes, how.n_hashes, how.least, alive, chosen)
+    _choose(by_cluster, roots, first, stays, rank, begins, other[by_one], how.codes, how.n_hashes, how.least, alive, chosen)
     return chosen
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from qianyi.corpus.buckets import bucket_of
 from qianyi.corpus.dedup import sample
-from qianyi.corpus.dedup.clusters import Clusters, Ranks, Sketched, clusters, sizes, survivors
+from qianyi.corpus.dedup.clusters import Ranks, Sketched, clusters, components, sizes, survivors
 from qianyi.corpus.dedup.edits import edits_of, surviving
 from qianyi.corpus.dedup.keys import Refs, band_table, codes_of, exact_table, sketch, spans_of, window_table
 from qianyi.corpus.dedup.pairs import codes_of_pairs, equal_pairs, similar_pairs
@@ -151,20 +151,13 @@ class _Decided:
 
 
 def _decide(directory: Path, how: Sketching, least: float, ranked: Callable[[Refs], Ranks]) -> _Decided:
-    equal, similar = ((t["a"].to_numpy(), t["b"].to_numpy()) for t in (_read_pairs(directory, n) for n in ("equal", "similar")))
-    linked = clusters(np.concatenate([equal[0], similar[0]]), np.concatenate([equal[1], similar[1]]))
-    at, ranks = linked.refs, ranked(linked.refs)
-    equals = _equals(clusters(*equal), at)
+    equal, similar = (_read_pairs(directory, name) for name in ("equal", "similar"))
+    linked = clusters(*(np.concatenate([equal[name].to_numpy(), similar[name].to_numpy()]) for name in ("a", "b")))
+    at, (a, b), n_equal = linked.refs, linked.pairs, equal.num_rows
+    ranks, equals = ranked(at), components(a[:n_equal], b[:n_equal], len(at))
     sketched = Sketched(_read_codes(directory, at, equals, how), how.hashes, least)
-    pairs = np.searchsorted(at, similar[0]), np.searchsorted(at, similar[1])
-    return _Decided(at, ranks, sketched, equals, survivors(linked, equals, pairs, sketched, ranks.stays, ranks.order))
-
-
-def _equals(equals: Clusters, at: Refs) -> Places:
-    """[refs]: a place that is the same for equal texts, its own where there is none."""
-    places, out = np.searchsorted(at, equals.refs), np.arange(len(at))
-    out[places] = places[equals.roots]
-    return out
+    pairs = a[n_equal:], b[n_equal:]
+    return _Decided(at, ranks, sketched, equals, survivors(linked.roots, equals, pairs, sketched, ranks.stays, ranks.order))
 
 
 def _read_codes(directory: Path, at: Refs, equals: Places, how: Sketching) -> Hashes:
