@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from qianyi.config.schema import DataConfig
 from qianyi.data.read import read_documents
-from qianyi.data.tokenizer import end_token, load_tokenizer, token_bytes, train_tokenizer
+from qianyi.data.tokenizer import end_token, load_tokenizer, shared_tokenizer, token_bytes, train_tokenizer
 from qianyi.errors import DataError
 
 
@@ -88,6 +88,15 @@ def test_bytes_of_a_vocabulary_with_blanks_as_marks(tmp_path: Path) -> None:
     assert loaded.decode(ids) == text
     assert token_bytes(loaded)[ids].sum() == len(text.encode())
     assert end_token(loaded, tmp_path / "t.json") == 2
+
+
+def test_a_shared_tokenizer_is_that_of_the_file_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    train_tokenizer(["a b"], 257).save(str(file))
+    first = shared_tokenizer(file)
+    assert shared_tokenizer(file) is first and load_tokenizer(file) is not first
+    train_tokenizer(["a b a b"], 260).save(str(file))
+    assert shared_tokenizer(file).to_str() == load_tokenizer(file).to_str() != first.to_str()
 
 
 def test_unusable_tokenizers_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from qianyi.config.schema import DataConfig, SourceConfig
 from qianyi.corpus.engine import map_units
 from qianyi.data.builtin import PREFIX
 from qianyi.data.prepare import prepare
-from qianyi.data.tokenizer import id_count, load_tokenizer
+from qianyi.data.tokenizer import id_count, shared_tokenizer
 from qianyi.errors import ConfigError, DataError
 
 VOCAB_SIZE = 32_768
@@ -37,7 +37,7 @@ def run(
         text_key=text_key,
         validation_fraction=validation_fraction,
     )
-    size = id_count(load_tokenizer(tokenizer)) if tokenizer else vocab_size or VOCAB_SIZE
+    size = id_count(shared_tokenizer(tokenizer)) if tokenizer else vocab_size or VOCAB_SIZE
     with data_progress() as progress:
         manifest = prepare(data, size, progress, map_jobs=partial(map_units, workers=workers, engine=engine))
     show_sources(manifest, data)
@@ -65,7 +65,7 @@ def _names(corpora: list[str]) -> dict[str, str]:
 def _copied(tokenizer: Path, out: Path) -> Path:
     """The tokenizer, in the place where recipes look for that of their data."""
     path = out / "tokenizer" / "tokenizer.json"
-    load_tokenizer(tokenizer)
+    shared_tokenizer(tokenizer)
     if tokenizer.resolve() != path.resolve():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ from qianyi.data.special import require_special_tokens, reserved_names, special_
 from qianyi.data.stage import MANIFEST, Json, describe_files, read_manifest, run_stage
 from qianyi.data.tokenize import SPLITS, Item, Job, is_blank, is_validation, tokenize_job, tokenize_unit
 from qianyi.data.tokenized import TokenDocument, read_items
-from qianyi.data.tokenizer import end_token, id_count, load_tokenizer, train_tokenizer
+from qianyi.data.tokenizer import end_token, id_count, shared_tokenizer, train_tokenizer
 from qianyi.data.units import plan_units
 from qianyi.errors import DataError
 
@@ -80,7 +80,7 @@ def prepare(
     if data.tokenizer is None:
         _make_tokenizer(data, vocab_size, reserved_names(train), inputs, times, progress)
     path = tokenizer_path(data)
-    tokenizer = load_tokenizer(path)
+    tokenizer = shared_tokenizer(path)
     size, end = _check_tokenizer(tokenizer, path, vocab_size), end_token(tokenizer, path)
     special = special_tokens(tokenizer)
     require_special_tokens(special, train, path)
@@ -123,7 +123,7 @@ def _prepared(data: DataConfig, vocab_size: int, train: TrainConfig) -> Json:
             f"what `qianyi data tokenize` has made; {shards} holds no shards"
         )
     manifest, path = read_manifest(shards), tokenizer_path(data)
-    tokenizer = load_tokenizer(path)
+    tokenizer = shared_tokenizer(path)
     _check_tokenizer(tokenizer, path, vocab_size)
     if _sha256(path) != manifest["settings"]["tokenizer_sha256"]:
         raise DataError(f"{path}: is not the tokenizer that {shards} was made with; set data.tokenizer to that")

@@ -16,7 +16,7 @@ from qianyi.data.read import Document, Span
 from qianyi.data.shards import ShardWriter, token_dtype
 from qianyi.data.stage import Json, write_json
 from qianyi.data.tokenized import TokenDocument, read_items
-from qianyi.data.tokenizer import cut, end_token, id_count, load_tokenizer, token_bytes
+from qianyi.data.tokenizer import cut, end_token, id_count, shared_tokenizer, token_bytes
 from qianyi.errors import DataError
 
 SPLITS = ("train", "validation")
@@ -145,7 +145,7 @@ class _Tools:
 
 @lru_cache(maxsize=2)
 def _tools(path: str, _sha256: str, library: str) -> _Tools:
-    tokenizer = load_tokenizer(Path(path))
+    tokenizer = shared_tokenizer(Path(path))
     return _Tools(tokenizer, encoder_of(tokenizer, library), Path(path))
 
 

@@ -56,18 +56,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str
 def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json, to be used on documents: special tokens in them are just text, and nothing is cut off or padded.
 
-    Those who load the same file share what is made of it, so it is not to be changed.
-
     Raises:
         DataError: the file is missing or is no tokenizer.
     """
     if not path.exists():
         raise DataError(f"{path}: no tokenizer there; `qianyi data prepare RECIPE` makes one, or set data.tokenizer")
-    return _loaded(path, hashlib.sha256(path.read_bytes()).digest())
-
-
-@lru_cache(maxsize=1)  # one of 32,000 tokens takes 20 MB
-def _loaded(path: Path, _sha256: bytes) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -79,6 +72,16 @@ def _loaded(path: Path, _sha256: bytes) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def shared_tokenizer(path: Path) -> Tokenizer:
+    """As `load_tokenizer`, but not to be changed: all who ask for the same file share one, which takes 20 MB with 32,000 tokens."""
+    return _shared(path, hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"")
+
+
+@lru_cache(maxsize=1)
+def _shared(path: Path, _sha256: bytes) -> Tokenizer:
+    return load_tokenizer(path)
 
 
 def cut(text: str) -> list[str]:

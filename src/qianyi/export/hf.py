@@ -1,6 +1,5 @@
 """Read and write a Hugging Face directory: config.json, model.safetensors (one file or several with an index), tokenizer.json."""
 
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -54,7 +53,7 @@ def read_hf(directory: Path) -> Pretrained:
         ResourceError: the library `safetensors` is not installed.
     """
     hf = _read_json(directory / "config.json")
-    tokenizer = copy.deepcopy(load_tokenizer(_required(directory / "tokenizer.json")))
+    tokenizer = load_tokenizer(_required(directory / "tokenizer.json"))
     tokenizer.encode_special_tokens = False
     try:
         family = family_in(hf)
