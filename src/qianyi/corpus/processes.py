@@ -188,6 +188,7 @@ def _call_daft() -> None:
     pattern = str(Path(tempfile.gettempdir(), "tmp*"))
     for address in {c.laddr for c in psutil.Process().net_connections("unix") if fnmatch(str(c.laddr), pattern)}:
         with suppress(OSError), socket.socket(socket.AF_UNIX) as caller:
+            caller.setblocking(False)  # where nothing waits for calls any more, no room is left for them either
             caller.connect(address)
 
 
