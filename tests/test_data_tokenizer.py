@@ -102,6 +102,10 @@ def test_a_shared_tokenizer_is_that_of_the_file_as_it_is(tmp_path: Path) -> None
 def test_unusable_tokenizers_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.json: no tokenizer there"):
         load_tokenizer(tmp_path / "none.json")
+    with pytest.raises(DataError, match=r"none\.json: no tokenizer there"):
+        shared_tokenizer(tmp_path / "none.json")
+    with pytest.raises(DataError, match=r": is a directory; name the tokenizer\.json in it"):
+        shared_tokenizer(tmp_path)
     for content in ("{}", "", "[", "\x00"):
         (tmp_path / "t.json").write_text(content)
         with pytest.raises(DataError, match=r"t\.json: not a tokenizer\.json"):

@@ -119,7 +119,6 @@ class _Rows(DataSourceTask):
     def __init__(self) -> None:
         self._first: Future[Any] = Future()
         self._next = self._first
-        self.ended = False
 
     def put(self, task: bytes, unit: str) -> None:
         promised, self._next = self._next, Future()
@@ -127,7 +126,10 @@ class _Rows(DataSourceTask):
 
     def end(self) -> None:
         self._next.set_result((None, None))
-        self.ended = True
+
+    @property
+    def ended(self) -> bool:
+        return self._next.done()
 
     @property
     def schema(self) -> daft.Schema:

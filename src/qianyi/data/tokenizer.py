@@ -61,6 +61,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     if not path.exists():
         raise DataError(f"{path}: no tokenizer there; `qianyi data prepare RECIPE` makes one, or set data.tokenizer")
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory; name the tokenizer.json in it")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -76,7 +78,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 def shared_tokenizer(path: Path) -> Tokenizer:
     """As `load_tokenizer`, but not to be changed: all who ask for the same file share one, which takes 20 MB with 32,000 tokens."""
-    return _shared(path, hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"")
+    try:
+        digest = hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return load_tokenizer(path)  # which says what is wrong
+    return _shared(path, digest)
 
 
 @lru_cache(maxsize=1)
